@@ -1,0 +1,54 @@
+# Copyright (c) mmpsvit contributors.
+"""PS-ViT, the Vision Transformer with Progressive Sampling, for OpenMMLab."""
+
+from importlib import import_module
+
+from .version import __version__
+
+# Either family of distributions provides these modules: the maintained onedl-*
+# ones, or the original ones of OpenMMLab.
+_REQUIRED = {'mmengine': '0.10.0', 'mmcv': '2.1.0', 'mmpretrain': '1.2.0'}
+
+
+def _check_requirements() -> None:
+    """Raise an ImportError that says what to install, where something is amiss."""
+    remedy = (
+        'Install torch and torchvision, then either the maintained distributions, '
+        '`pip install onedl-mmengine onedl-mmcv onedl-mmpretrain`, or the original '
+        '`mmengine`, `mmcv` and `mmpretrain` (see the README).'
+    )
+    for name, minimum in _REQUIRED.items():
+        try:
+            module = import_module(name)
+        # mmpretrain asserts the versions of mmcv and mmengine when imported.
+        except (ImportError, AssertionError) as error:
+            raise ImportError(
+                f'mmpsvit needs {name} >= {minimum}, which cannot be imported '
+                f'({error}). {remedy}'
+            ) from error
+        version = module.__version__
+        # mmengine is the first of the three and has been found by now.
+        digit_version = import_module('mmengine.utils').digit_version
+        if digit_version(version) < digit_version(minimum):
+            raise ImportError(f'mmpsvit needs {name} >= {minimum}, got {version}. {remedy}')
+
+
+_check_requirements()
+
+# ruff: noqa: E402
+from mmengine.config.utils import MODULE2PACKAGE
+
+from .models import ProgressiveSampling, PSViT, PSViTClsHead, SampledTokens
+from .ops import sample_points
+
+# Lets configs say `_base_ = 'mmpsvit::psvit/b14.py'`.
+MODULE2PACKAGE.setdefault('mmpsvit', 'mmpsvit')
+
+__all__ = [
+    'PSViT',
+    'PSViTClsHead',
+    'ProgressiveSampling',
+    'SampledTokens',
+    '__version__',
+    'sample_points',
+]

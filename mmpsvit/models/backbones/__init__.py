@@ -1,0 +1,4 @@
+# Copyright (c) mmpsvit contributors.
+from .psvit import PSViT
+
+__all__ = ['PSViT']

@@ -1,0 +1,340 @@
+# Copyright (c) mmpsvit contributors.
+"""PS-ViT: Vision Transformer with Progressive Sampling (ICCV 2021)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import ModuleList
+from mmpretrain.models.backbones.base_backbone import BaseBackbone
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmpsvit.models.backbones.stem import Stem
+from mmpsvit.models.encoder_layer import EncoderLayer
+from mmpsvit.registry import MODELS
+
+STEM_STRIDE = 4
+
+
+@MODELS.register_module()
+class PSViT(BaseBackbone):
+    """Vision Transformer with Progressive Sampling.
+
+    A CNN stem computes a feature map of stride 4, a sampler takes tokens from it at
+    points that it moves iteration by iteration, and a transformer encodes a class
+    token and these tokens (https://arxiv.org/abs/2108.01684, section 3).
+
+    Args:
+        arch (str | dict): 'tiny', 'base', or a dict with the keys
+
+            - **embed_dims** (int): Channels C of the feature map and the tokens.
+            - **num_layers** (int): Sampling iterations and encoder layers together.
+            - **num_heads** (int): Attention heads.
+            - **feedforward_channels** (int): Hidden channels of the MLPs.
+            - **stem_base_channels** (int): Channels of the stem's first convolution
+              and middle channels of its bottlenecks. Optional, 64.
+            - **stem_channels** (Sequence[int]): Output channels of the stem's
+              bottlenecks, the last one equal to embed_dims. Optional,
+              (256, embed_dims).
+
+            Defaults to 'base'.
+        sampler (dict, optional): Config of the sampler. What it leaves out of
+            embed_dims, num_heads, feedforward_channels, feat_stride, drop_rate and
+            drop_path_rate is filled in; its num_iters layers count as layers of
+            ``arch``. Defaults to None, which means
+            ``dict(type='mmpsvit.ProgressiveSampling')``.
+        in_channels (int): Channels of the image. Defaults to 3.
+        out_type (str): What comes out, for each of ``out_indices``:
+
+            - ``'cls_token'``: The class token, (B, C).
+            - ``'avg_featmap'``: The mean of the point tokens, (B, C).
+            - ``'raw'``: All tokens, (B, 1 + N, C), or (B, N, C) without class token.
+
+            Defaults to 'cls_token'.
+        out_indices (int | Sequence[int]): Encoder layers, counted from 0 after the
+            sampler, whose output is returned; negative ones count from the end. The
+            last layer's output is normalised. Defaults to -1.
+        with_cls_token (bool): Whether a class token joins the tokens after the
+            sampling. Defaults to True.
+        drop_rate (float): Dropout after the attention's projection and in the MLP.
+            Defaults to 0.
+        drop_path_rate (float): Stochastic depth rate of the last layer; it rises
+            linearly from 0 over iterations and encoder layers. Defaults to 0.
+        frozen_stages (int): What is not trained: -1 nothing, 0 the stem, 1 also the
+            sampler, 1 + k also the first k encoder layers (with the class token, and
+            with the last of them the final norm). Defaults to -1.
+        norm_eval (bool): Whether the stem's BatchNorms stay in eval mode while
+            training. Defaults to False.
+        with_cp (bool): Whether to recompute activations in the backward pass, to
+            save memory. Defaults to False.
+        init_cfg (dict, optional): Initialisation config, e.g. a pretrained
+            checkpoint. Defaults to None, which means the paper's initial values.
+
+    Raises:
+        ValueError: If an argument is out of its range, or two of them clash.
+    """
+
+    arch_zoo = {
+        'tiny': {
+            'embed_dims': 192,
+            'num_layers': 12,
+            'num_heads': 3,
+            'feedforward_channels': 576,
+            'stem_channels': (192, 192),
+        },
+        'base': {
+            'embed_dims': 384,
+            'num_layers': 14,
+            'num_heads': 6,
+            'feedforward_channels': 1152,
+        },
+    }
+    REQUIRED_ARCH_KEYS = (
+        'embed_dims',
+        'num_layers',
+        'num_heads',
+        'feedforward_channels',
+    )
+    OPTIONAL_ARCH_KEYS = ('stem_base_channels', 'stem_channels')
+    OUT_TYPES = ('cls_token', 'avg_featmap', 'raw')
+
+    def __init__(
+        self,
+        arch: str | dict = 'base',
+        sampler: dict | None = None,
+        in_channels: int = 3,
+        out_type: str = 'cls_token',
+        out_indices: int | Sequence[int] = -1,
+        with_cls_token: bool = True,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        arch = self._check_arch(arch)
+        if out_type not in self.OUT_TYPES:
+            raise ValueError(f'out_type must be one of {self.OUT_TYPES}, got {out_type!r}')
+        if out_type == 'cls_token' and not with_cls_token:
+            raise ValueError("out_type = 'cls_token' needs with_cls_token = True")
+        self.arch = arch
+        self.embed_dims = arch['embed_dims']
+        self.num_layers = arch['num_layers']
+        self.out_type = out_type
+        self.norm_eval = norm_eval
+
+        self.stem = Stem(
+            in_channels, arch['stem_base_channels'], arch['stem_channels'], with_cp
+        )
+
+        # num_layers numbers, of which the sampler takes as many as it iterates
+        rates = torch.linspace(0, drop_path_rate, self.num_layers).tolist()
+        layer_args = {
+            key: arch[key] for key in ('embed_dims', 'num_heads', 'feedforward_channels')
+        }
+        sampler = dict(sampler or {})
+        sampler.setdefault('type', 'mmpsvit.ProgressiveSampling')
+        num_iters = sampler.setdefault('num_iters', 4)
+        if not 1 <= num_iters < self.num_layers:
+            raise ValueError(
+                'sampler.num_iters must be at least 1 and leave the encoder a layer of '
+                f'arch.num_layers = {self.num_layers}, got {num_iters}'
+            )
+        defaults = dict(
+            layer_args,
+            feat_stride=STEM_STRIDE,
+            drop_rate=drop_rate,
+            drop_path_rate=rates[:num_iters],
+            with_cp=with_cp,
+        )
+        self.sampler = MODELS.build({**defaults, **sampler})
+        if self.sampler.embed_dims != self.embed_dims:
+            raise ValueError(
+                f'sampler.embed_dims must be arch.embed_dims = {self.embed_dims}, got '
+                f'{self.sampler.embed_dims}'
+            )
+
+        self.cls_token = None
+        if with_cls_token:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dims))
+        self.layers = ModuleList(
+            EncoderLayer(
+                **layer_args, drop_rate=drop_rate, drop_path_rate=rate, with_cp=with_cp
+            )
+            for rate in rates[num_iters:]
+        )
+        self.norm = nn.LayerNorm(self.embed_dims, eps=1e-5)
+
+        self.out_indices = self._check_out_indices(out_indices)
+        if not -1 <= frozen_stages <= 1 + len(self.layers):
+            raise ValueError(
+                f'frozen_stages must be in [-1, {1 + len(self.layers)}], got '
+                f'{frozen_stages}'
+            )
+        self.frozen_stages = frozen_stages
+        self._freeze_stages()
+
+    @classmethod
+    def _check_arch(cls, arch: str | dict) -> dict:
+        """Return a complete copy of the architecture's settings."""
+        if isinstance(arch, str):
+            if arch not in cls.arch_zoo:
+                raise ValueError(
+                    f'arch must be one of {list(cls.arch_zoo)} or a dict, got {arch!r}'
+                )
+            arch = cls.arch_zoo[arch]
+        allowed = cls.REQUIRED_ARCH_KEYS + cls.OPTIONAL_ARCH_KEYS
+        unknown = sorted(set(arch) - set(allowed))
+        missing = [key for key in cls.REQUIRED_ARCH_KEYS if key not in arch]
+        if unknown or missing:
+            raise ValueError(
+                f'arch has unknown keys {unknown} and lacks the keys {missing}; '
+                f'required are {cls.REQUIRED_ARCH_KEYS}, optional '
+                f'{cls.OPTIONAL_ARCH_KEYS}'
+            )
+        arch = {
+            'stem_base_channels': 64,
+            'stem_channels': (256, arch['embed_dims']),
+            **arch,
+        }
+        if not arch['stem_channels'] or arch['stem_channels'][-1] != arch['embed_dims']:
+            raise ValueError(
+                'arch.stem_channels must end with arch.embed_dims = '
+                f'{arch["embed_dims"]}, got {arch["stem_channels"]}'
+            )
+        if arch['embed_dims'] % arch['num_heads']:
+            raise ValueError(
+                'arch.embed_dims must be a multiple of arch.num_heads, got '
+                f'{arch["embed_dims"]} and {arch["num_heads"]}'
+            )
+        return arch
+
+    def _check_out_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
+        depth = len(self.layers)
+        given = [out_indices] if isinstance(out_indices, int) else list(out_indices)
+        indices = tuple(index + depth if index < 0 else index for index in given)
+        if (
+            not indices
+            or any(not 0 <= index < depth for index in indices)
+            or any(a >= b for a, b in zip(indices, indices[1:], strict=False))
+        ):
+            raise ValueError(
+                f'out_indices must be increasing indices of the {depth} encoder layers '
+                f'(in [-{depth}, {depth - 1}]), got {out_indices}'
+            )
+        return indices
+
+    def init_weights(self) -> None:
+        """Initialise the weights: the class token here, the rest in the modules."""
+        super().init_weights()
+        if (self.init_cfg or {}).get('type') == 'Pretrained':
+            return
+        if self.cls_token is not None:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+
+    def _frozen(self) -> list[nn.Module | nn.Parameter]:
+        """The modules and parameters that ``frozen_stages`` excludes from training."""
+        frozen = []
+        if self.frozen_stages >= 0:
+            frozen.append(self.stem)
+        if self.frozen_stages >= 1:
+            frozen.append(self.sampler)
+        if self.frozen_stages >= 2:
+            frozen.extend(self.layers[: self.frozen_stages - 1])
+            if self.cls_token is not None:
+                frozen.append(self.cls_token)
+        if self.frozen_stages == 1 + len(self.layers):
+            frozen.append(self.norm)
+        return frozen
+
+    def _freeze_stages(self) -> None:
+        for part in self._frozen():
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'PSViT':
+        """Set the mode; frozen parts, and norms under ``norm_eval``, stay in eval."""
+        super().train(mode)
+        if mode:
+            for part in self._frozen():
+                if isinstance(part, nn.Module):
+                    part.eval()
+            if self.norm_eval:
+                for module in self.modules():
+                    if isinstance(module, _BatchNorm):
+                        module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute features.
+
+        Args:
+            x (Tensor): Images (B, in_channels, H, W) of any size.
+
+        Returns:
+            tuple[Tensor, ...]: For each of ``out_indices`` what ``out_type`` says.
+        """
+        x = self.sampler(self.stem(self._prepare_images(x))).tokens
+        if self.cls_token is not None:
+            # (B, N, C) -> (B, 1 + N, C)
+            x = torch.cat((self.cls_token.expand(len(x), -1, -1).to(x.dtype), x), dim=1)
+
+        outs = []
+        for index, layer in enumerate(self.layers):
+            x = layer(x)
+            if index == len(self.layers) - 1:
+                x = self.norm(x)
+            if index in self.out_indices:
+                outs.append(self._format_output(x))
+        return tuple(outs)
+
+    def _prepare_images(self, x: Tensor) -> Tensor:
+        """Pad images to whole cells of the sampler's grid, and lay them out.
+
+        channels_last images make the stem compute a channels_last map, from which
+        points are sampled without another copy.
+        """
+        stride = self.sampler.point_stride
+        if stride is not None:
+            height, width = x.shape[-2:]
+            x = F.pad(x, (0, -width % stride, 0, -height % stride))
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def _format_output(self, x: Tensor) -> Tensor:
+        if self.out_type == 'raw':
+            return x
+        if self.out_type == 'cls_token':
+            return x[:, 0]
+        num_extra_tokens = 0 if self.cls_token is None else 1
+        return x[:, num_extra_tokens:].mean(dim=1)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """The depth of a parameter, for layer-wise learning rate decay.
+
+        Args:
+            param_name (str): Name of the parameter.
+            prefix (str): Prefix of this backbone's parameters. Defaults to ''.
+
+        Returns:
+            tuple[int, int]: The depth and the number of depths. The stem has depth
+            0, iteration t (from 1) depth t, shared iterations 1, the encoder layers
+            follow, the final norm and everything outside the backbone are last. The
+            class token enters with the last iteration's tokens and has their depth.
+        """
+        num_depths = self.num_layers + 2
+        last = num_depths - 1
+        if not param_name.startswith(prefix):
+            return last, num_depths
+        room, *path = param_name[len(prefix) :].split('.')
+        if room == 'stem':
+            return 0, num_depths
+        if room == 'cls_token':
+            return self.sampler.num_iters, num_depths
+        if room == 'layers':
+            return self.sampler.num_iters + int(path[0]) + 1, num_depths
+        if room == 'sampler':
+            indexed = len(path) > 1 and path[1].isdigit()
+            return (int(path[1]) if indexed else 0) + 1, num_depths
+        return last, num_depths

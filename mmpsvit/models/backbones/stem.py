@@ -1,0 +1,62 @@
+# Copyright (c) mmpsvit contributors.
+"""The CNN stem of PS-ViT: image to feature map of stride 4."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from mmengine.model import BaseModule, Sequential
+from mmpretrain.models.backbones.resnet import Bottleneck
+from torch import Tensor, nn
+
+
+class Stem(BaseModule):
+    """Convolution 7x7/2, max pooling 3x3/2 and ResNet bottlenecks (section 3.2).
+
+    Args:
+        in_channels (int): Channels of the image.
+        base_channels (int): Channels of the first convolution, and middle channels
+            of every bottleneck.
+        out_channels (Sequence[int]): Output channels of each bottleneck. Where they
+            differ from the block's input, a 1x1 convolution projects the identity.
+        with_cp (bool): Whether to recompute the bottlenecks' activations in the
+            backward pass, to save memory. Defaults to False.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        base_channels: int,
+        out_channels: Sequence[int],
+        with_cp: bool = False,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, base_channels, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(base_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+
+        blocks = []
+        channels = base_channels
+        for out in out_channels:
+            downsample = None
+            if out != channels:
+                downsample = Sequential(
+                    nn.Conv2d(channels, out, 1, bias=False), nn.BatchNorm2d(out)
+                )
+            # Bottleneck derives its middle channels as out_channels / expansion.
+            blocks.append(
+                Bottleneck(
+                    channels,
+                    out,
+                    expansion=Fraction(out, base_channels),
+                    downsample=downsample,
+                    with_cp=with_cp,
+                )
+            )
+            channels = out
+        self.blocks = Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn images (B, 3, H, W) into features (B, C, ceil(H/4), ceil(W/4))."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.blocks(x)

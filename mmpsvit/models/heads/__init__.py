@@ -1,0 +1,4 @@
+# Copyright (c) mmpsvit contributors.
+from .psvit_head import PSViTClsHead
+
+__all__ = ['PSViTClsHead']

@@ -1,0 +1,293 @@
+# Copyright (c) mmpsvit contributors.
+"""Progressive sampling: tokens from points that move (PS-ViT, section 3.1)."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint as cp
+from mmengine.model import BaseModule, ModuleList
+from torch import Tensor, nn
+
+from mmpsvit.models.encoder_layer import EncoderLayer
+from mmpsvit.ops import prepare_map, sample_points
+from mmpsvit.registry import MODELS
+
+
+class SampledTokens(NamedTuple):
+    """Tokens and where they were taken. N points per image, row-major in the grid.
+
+    Attributes:
+        tokens (Tensor): Tokens of the last iteration, (B, N, C).
+        points (Tensor): The points that these tokens were sampled at, (B, N, 2),
+            (x, y) in pixels of the feature map, integer = pixel centre; float32,
+            or float64 for a float64 map. Detached.
+        trajectory (Tensor): The points of every iteration, (B, num_iters, N, 2).
+            Detached.
+        grid_size (tuple[int, int]): Rows and columns (h, w) of the start grid.
+    """
+
+    tokens: Tensor
+    points: Tensor
+    trajectory: Tensor
+    grid_size: tuple[int, int]
+
+
+@MODELS.register_module()
+class ProgressiveSampling(BaseModule):
+    """Samples tokens from a feature map at points that move in every iteration.
+
+    Iteration t of PS-ViT (section 3.1, equations 1 to 6): the map F is sampled
+    bilinearly at the points P_t; the samples, a linear embedding of the points and
+    the tokens of the iteration before are added and go through a transformer
+    layer, whose output predicts the offsets to P_{t+1}. The first points are the
+    cell centres of a regular grid. The gradient reaches an offset only through the
+    next bilinear sample.
+
+    It is the ``sampler`` of :class:`PSViT`, and stands on its own in the ``neck``
+    slot of a classifier behind any CNN.
+
+    Args:
+        embed_dims (int): Number of channels C of the tokens.
+        num_heads (int): Number of attention heads.
+        feedforward_channels (int): Hidden channels of the MLPs.
+        in_channels (int, optional): Number of channels of the feature map. Where it
+            differs from ``embed_dims``, a linear layer projects the samples.
+            Defaults to None, which means ``embed_dims``.
+        feat_stride (int): Stride of the feature map relative to the image; used by
+            ``point_stride``. Defaults to 4.
+        num_iters (int): Number of iterations N. With 1, the points never move.
+            Defaults to 4.
+        num_points (int | tuple[int, int], optional): Points per side, or (h, w),
+            whatever the size of the map. Defaults to None, which means 14 unless
+            ``point_stride`` is given.
+        point_stride (int, optional): One point per cell of this many image pixels,
+            for input of varying size; a multiple of ``feat_stride``, at least twice
+            as large. Defaults to None.
+        share_weights (bool): Whether one transformer layer and one offset layer
+            serve all iterations. Defaults to False.
+        offset_scale (float): Factor on the predicted offsets. Defaults to 1.
+        drop_rate (float): Dropout after the attention's projection and in the MLP.
+            Defaults to 0.
+        drop_path_rate (float | Sequence[float]): Stochastic depth rate, of all
+            iterations or of each; shared weights take the mean. Defaults to 0.
+        layer_cfg (dict, optional): Other arguments of the transformer layers, see
+            :class:`EncoderLayer`. Defaults to None.
+        with_cp (bool): Whether to recompute the activations of each iteration in
+            the backward pass, to save memory. Defaults to False.
+        init_cfg (dict, optional): Initialisation config. Defaults to None.
+
+    Raises:
+        ValueError: If an argument is out of its range, or two of them clash.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        feedforward_channels: int,
+        in_channels: int | None = None,
+        feat_stride: int = 4,
+        num_iters: int = 4,
+        num_points: int | tuple[int, int] | None = None,
+        point_stride: int | None = None,
+        share_weights: bool = False,
+        offset_scale: float = 1.0,
+        drop_rate: float = 0.0,
+        drop_path_rate: float | Sequence[float] = 0.0,
+        layer_cfg: dict | None = None,
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if num_iters < 1:
+            raise ValueError(f'num_iters must be at least 1, got {num_iters}')
+        if embed_dims % num_heads:
+            raise ValueError(
+                f'embed_dims must be a multiple of num_heads, got {embed_dims} '
+                f'and {num_heads}'
+            )
+        self.num_points, self.point_stride = _check_grid(
+            num_points, point_stride, feat_stride
+        )
+        self.embed_dims = embed_dims
+        self.feat_stride = feat_stride
+        self.num_iters = num_iters
+        self.share_weights = share_weights
+        self.offset_scale = offset_scale
+        self.with_cp = with_cp
+
+        self.in_proj = nn.Identity()
+        if in_channels not in (None, embed_dims):
+            self.in_proj = nn.Linear(in_channels, embed_dims)
+        self.position_layer = nn.Linear(2, embed_dims)
+        self.layers = ModuleList(
+            EncoderLayer(
+                embed_dims,
+                num_heads,
+                feedforward_channels,
+                drop_rate=drop_rate,
+                drop_path_rate=rate,
+                **(layer_cfg or {}),
+            )
+            for rate in self._layer_rates(drop_path_rate)
+        )
+        num_offset_layers = min(1, num_iters - 1) if share_weights else num_iters - 1
+        self.offset_layers = ModuleList(
+            nn.Linear(embed_dims, 2) for _ in range(num_offset_layers)
+        )
+
+    def _layer_rates(self, drop_path_rate: float | Sequence[float]) -> list[float]:
+        """The stochastic depth rate of each transformer layer."""
+        if isinstance(drop_path_rate, Sequence):
+            rates = list(drop_path_rate)
+        else:
+            rates = [drop_path_rate] * self.num_iters
+        if len(rates) != self.num_iters:
+            raise ValueError(
+                f'drop_path_rate must be one number or num_iters = {self.num_iters} '
+                f'numbers, got {drop_path_rate}'
+            )
+        return [sum(rates) / len(rates)] if self.share_weights else rates
+
+    def init_weights(self) -> None:
+        """Initialise the weights: offset layers zero, other layers truncated normal."""
+        super().init_weights()
+        if (self.init_cfg or {}).get('type') == 'Pretrained':
+            return
+        for layer in (self.in_proj, self.position_layer):
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        for layer in self.offset_layers:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def grid_size(self, feat_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns (h, w) of the start grid on a map of size (H, W)."""
+        if self.num_points is not None:
+            return self.num_points
+        height, width = (
+            math.ceil(size * self.feat_stride / self.point_stride) for size in feat_size
+        )
+        return height, width
+
+    def start_points(
+        self,
+        feat_size: tuple[int, int],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """The cell centres of the start grid, (i + 0.5) * size / n on each axis.
+
+        Args:
+            feat_size (tuple[int, int]): Size (H, W) of the feature map.
+            dtype (torch.dtype): float32 or float64. Defaults to float32.
+            device (torch.device | str, optional): Device of the result.
+
+        Returns:
+            Tensor: Points (x, y) of shape (h * w, 2), row-major.
+        """
+        y, x = (
+            (torch.arange(count, dtype=dtype, device=device) + 0.5) * size / count
+            for count, size in zip(self.grid_size(feat_size), feat_size, strict=True)
+        )
+        y, x = torch.meshgrid(y, x, indexing='ij')
+        return torch.stack((x, y), dim=-1).flatten(0, 1)
+
+    def forward(self, feats: Tensor | Sequence[Tensor]) -> SampledTokens:
+        """Sample tokens.
+
+        Args:
+            feats (Tensor | Sequence[Tensor]): Feature map (B, C, H, W), or several,
+                of which the last is taken.
+
+        Returns:
+            SampledTokens: The tokens and their points, see there.
+        """
+        feat = feats if isinstance(feats, Tensor) else feats[-1]
+        feat_size = tuple(feat.shape[-2:])
+        # Cast and laid out once, here, and not in every iteration.
+        table = prepare_map(feat)
+
+        start = self.start_points(feat_size, table.dtype, table.device)
+        points = start.expand(len(feat), -1, -1)
+        tokens = None
+        trajectory = []
+        for iteration in range(self.num_iters):
+            trajectory.append(points.detach())
+            tokens, offsets = self._iterate(iteration, table, feat.dtype, points, tokens)
+            if offsets is not None:
+                points = points.detach() + self.offset_scale * offsets
+        return SampledTokens(
+            tokens=tokens,
+            points=trajectory[-1],
+            trajectory=torch.stack(trajectory, dim=1),
+            grid_size=self.grid_size(feat_size),
+        )
+
+    def _iterate(self, iteration: int, *args) -> tuple[Tensor, Tensor | None]:
+        if self.with_cp and self.training and torch.is_grad_enabled():
+            return cp.checkpoint(self._iterate_once, iteration, *args, use_reentrant=False)
+        return self._iterate_once(iteration, *args)
+
+    def _iterate_once(
+        self,
+        iteration: int,
+        table: Tensor,
+        dtype: torch.dtype,
+        points: Tensor,
+        tokens: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """One iteration: its tokens (B, N, C), and the offsets (B, N, 2) if any."""
+        height, width = table.shape[-2:]
+        x, y = points.detach().unbind(-1)
+        position = torch.stack((x / width, y / height), dim=-1)
+
+        inputs = self.in_proj(sample_points(table, points).to(dtype))
+        inputs = inputs + _linear_in(self.position_layer, position).to(inputs.dtype)
+        if tokens is not None:
+            inputs = inputs + tokens
+        index = 0 if self.share_weights else iteration
+        tokens = self.layers[index](inputs)
+        if iteration == self.num_iters - 1:
+            return tokens, None
+        return tokens, _linear_in(self.offset_layers[index], tokens.to(points.dtype))
+
+
+def _linear_in(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Apply a linear layer in the dtype of ``x``, under autocast and in half models.
+
+    Points are never rounded to half precision: at 56 pixels one fp16 step is 1/32
+    of a pixel, one bf16 step a quarter.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
+
+
+def _check_grid(
+    num_points: int | tuple[int, int] | None, point_stride: int | None, feat_stride: int
+) -> tuple[tuple[int, int] | None, int | None]:
+    """Return valid ``num_points`` as (h, w), or a valid ``point_stride``."""
+    if point_stride is None:
+        grid = 14 if num_points is None else num_points
+        grid = (grid, grid) if isinstance(grid, int) else tuple(grid)
+        if len(grid) != 2 or not all(isinstance(n, int) and n > 0 for n in grid):
+            raise ValueError(
+                f'num_points must be a positive int or (h, w) of such, got {num_points}'
+            )
+        return grid, None
+    if num_points is not None:
+        raise ValueError(
+            f'num_points = {num_points} and point_stride = {point_stride} exclude each '
+            'other: set one of them to None'
+        )
+    # A cell of one feature pixel would put its centre half a pixel outside the map.
+    if point_stride % feat_stride or point_stride < 2 * feat_stride:
+        raise ValueError(
+            f'point_stride must be a multiple of feat_stride = {feat_stride} and at '
+            f'least {2 * feat_stride}, got {point_stride}'
+        )
+    return None, point_stride

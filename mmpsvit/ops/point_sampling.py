@@ -1,0 +1,197 @@
+# Copyright (c) mmpsvit contributors.
+"""Bilinear sampling of a feature map at free points (PS-ViT, section 3.1).
+
+The only file that knows mmcv's op, devices, dtypes and memory formats.
+
+Coordinates are pixels of the map, (x, y), and an integer coordinate is the
+centre of a pixel. Outside the map the feature is zero: a corner of the bilinear
+stencil that lies outside contributes nothing, so a point in the border strip
+``(-1, 0)`` fades towards zero, and a point at or beyond -1 or the size of the map
+samples zero and has no gradient. So does a point with a NaN or infinite
+coordinate, on every device.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# mmcv's CUDA kernel counts the elements of one launch in 32-bit integers.
+_MAX_LAUNCH_ELEMENTS = 2**31 - 1
+
+
+def prepare_map(feat: Tensor) -> Tensor:
+    """Bring a feature map into the form from which it is sampled.
+
+    :func:`sample_points` does this by itself. Whoever samples one map several
+    times does it once beforehand, and pays for the copies only once.
+
+    Args:
+        feat (Tensor): Feature map of shape (B, C, H, W), any floating dtype and
+            memory format.
+
+    Returns:
+        Tensor: The same map in channels_last and float32 (float64 stays float64).
+        The points are never rounded to half precision and neither are their
+        bilinear weights, so the map has to meet them in their precision.
+    """
+    dtype = torch.float64 if feat.dtype == torch.float64 else torch.float32
+    return feat.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def sample_points(feat: Tensor, points: Tensor) -> Tensor:
+    """Sample a feature map bilinearly at points, with zeros outside the map.
+
+    Value and gradients (to ``feat`` and to ``points``) are exact everywhere,
+    the border strip included. On CUDA this runs mmcv's kernel, elsewhere, or where
+    mmcv has no compiled CUDA ops, PyTorch's own operators.
+
+    Args:
+        feat (Tensor): Feature map of shape (B, C, H, W).
+        points (Tensor): Points of shape (B, N, 2), (x, y) in pixels of ``feat``,
+            integer = pixel centre; float32 or float64.
+
+    Returns:
+        Tensor: Samples of shape (B, N, C) in the dtype of ``feat``.
+
+    Raises:
+        TypeError: If ``feat`` is not floating point, or ``points`` are neither
+            float32 nor float64.
+        ValueError: If ranks, last dimension, batch sizes or devices do not fit, or
+            the map has no pixels.
+    """
+    _check_arguments(feat, points)
+    table = prepare_map(feat)
+    if points.dtype == torch.float64:
+        table = table.double()
+    else:
+        points = points.to(table.dtype)
+
+    sample = _sample_with_torch
+    if feat.is_cuda and points.numel():
+        sample = _mmcv_sampler() or _sample_with_torch
+    return sample(table, points).to(feat.dtype)
+
+
+def _check_arguments(feat: Tensor, points: Tensor) -> None:
+    shapes = f'feat {tuple(feat.shape)} and points {tuple(points.shape)}'
+    if feat.ndim != 4:
+        raise ValueError(f'feat must have shape (B, C, H, W), got {shapes}')
+    if points.ndim != 3 or points.shape[-1] != 2:
+        raise ValueError(f'points must have shape (B, N, 2), got {shapes}')
+    if feat.shape[0] != points.shape[0]:
+        raise ValueError(f'feat and points must have the same batch size, got {shapes}')
+    if feat.shape[2] == 0 or feat.shape[3] == 0:
+        raise ValueError(f'feat must have at least one pixel, got {shapes}')
+    if feat.device != points.device:
+        raise ValueError(
+            f'feat and points must be on the same device, got {shapes} '
+            f'on {feat.device} and {points.device}'
+        )
+    if not feat.is_floating_point():
+        raise TypeError(f'feat must be floating point, got {feat.dtype}')
+    if points.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            'points must be float32 or float64 (half precision cannot place a '
+            f'point), got {points.dtype}'
+        )
+
+
+def _sample_with_torch(feat: Tensor, points: Tensor) -> Tensor:
+    """Sample with ``F.embedding_bag``: the map is the table, the stencil the bag.
+
+    On the CPU this is several times faster than ``F.grid_sample``, see
+    ``tools/benchmarks/benchmark_sampling.py``.
+    """
+    batch, channels, height, width = feat.shape
+    x, y = points.unbind(-1)
+    # False for NaN as well. Every later operation then sees finite numbers only.
+    inside = (x > -1) & (x < width) & (y > -1) & (y < height)
+    x_index, x_weight = _stencil(torch.where(inside, x, 0), width)
+    y_index, y_weight = _stencil(torch.where(inside, y, 0), height)
+
+    # (B, N, 2, 1) and (B, N, 1, 2) -> (B, N, 2, 2), the four corners
+    weight = y_weight.unsqueeze(-1) * x_weight.unsqueeze(-2)
+    weight = weight * inside[..., None, None]
+    index = y_index.unsqueeze(-1) * width + x_index.unsqueeze(-2)
+    image = torch.arange(batch, device=feat.device) * (height * width)
+    index = index + image.view(-1, 1, 1, 1)
+
+    # (B, C, H, W) -> (B * H * W, C), a view of a channels_last map
+    table = feat.permute(0, 2, 3, 1).reshape(-1, channels)
+    samples = F.embedding_bag(
+        index.reshape(-1, 4),
+        table,
+        per_sample_weights=weight.reshape(-1, 4),
+        mode='sum',
+    )
+    return samples.view(batch, -1, channels)
+
+
+def _stencil(coords: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The two pixels around each coordinate of one axis and their weights.
+
+    Args:
+        coords (Tensor): Coordinates in (-1, size), of any shape.
+        size (int): Number of pixels on this axis.
+
+    Returns:
+        tuple[Tensor, Tensor]: Indices in [0, size) and weights, both with a last
+        dimension of 2. A pixel outside the map has weight 0.
+    """
+    low = coords.detach().floor()
+    pixels = torch.stack((low, low + 1), dim=-1)
+    fraction = coords - low
+    weights = torch.stack((1 - fraction, fraction), dim=-1)
+    weights = weights * ((pixels >= 0) & (pixels < size))
+    return pixels.clamp(0, size - 1).long(), weights
+
+
+@functools.cache
+def _mmcv_sampler() -> Callable[[Tensor, Tensor], Tensor] | None:
+    """mmcv's CUDA kernel, or None, with one warning, where it is not compiled."""
+    try:
+        from mmcv.ops import MultiScaleDeformableAttnFunction, get_compiling_cuda_version
+
+        compiled_for = get_compiling_cuda_version()
+    except (ImportError, AssertionError):
+        compiled_for = 'not available'
+    if compiled_for == 'not available':
+        warnings.warn(
+            'mmcv has no compiled CUDA ops: PS-ViT samples with the slower '
+            'operators of PyTorch. Install mmcv with CUDA ops to mend this.',
+            stacklevel=3,
+        )
+        return None
+    return functools.partial(_sample_with_mmcv, MultiScaleDeformableAttnFunction)
+
+
+def _sample_with_mmcv(function: type, feat: Tensor, points: Tensor) -> Tensor:
+    """Sample with deformable attention's kernel: 1 head, 1 level, 1 point, weight 1."""
+    batch, channels, height, width = feat.shape
+    # (B, C, H, W) -> (B, H * W, 1 head, C), a view of a channels_last map
+    value = feat.permute(0, 2, 3, 1).reshape(batch, height * width, 1, channels)
+    # The kernel wants (x, y) in [0, 1] with pixel centres at half-integers.
+    x, y = points.unbind(-1)
+    locations = torch.stack(((x + 0.5) / width, (y + 0.5) / height), dim=-1)
+    locations = locations[:, :, None, None, None, :]
+    # Filled on the device: torch.tensor([...]) would wait for a copy at every call.
+    spatial_shape = torch.full((1, 2), height, device=feat.device)
+    spatial_shape[:, 1] = width
+    return function.apply(
+        value,
+        spatial_shape,
+        torch.zeros(1, dtype=torch.long, device=feat.device),
+        locations,
+        locations.new_ones(locations.shape[:-1]),
+        _images_per_launch(batch, feat[0].numel()),
+    )
+
+
+def _images_per_launch(batch: int, elements: int) -> int:
+    """The largest divisor of the batch whose maps one launch can address."""
+    limit = max(1, min(batch, _MAX_LAUNCH_ELEMENTS // elements))
+    return next(step for step in range(limit, 0, -1) if batch % step == 0)
