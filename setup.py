@@ -64,6 +64,13 @@ setup(
         'onedl': ['onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain'],
         'mmdet': ['onedl-mmdetection'],
         'demo': ['scikit-learn', 'tqdm'],
-        'test': ['hypothesis', 'pytest', 'ruff', 'scikit-image', 'scikit-learn', 'tqdm'],
+        'test': [
+            'hypothesis',
+            'pytest',
+            'ruff',
+            'scikit-image',
+            'scikit-learn',
+            'tqdm',
+        ],
     },
 )

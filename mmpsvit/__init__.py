@@ -30,7 +30,9 @@ def _check_requirements() -> None:
         # mmengine is the first of the three and has been found by now.
         digit_version = import_module('mmengine.utils').digit_version
         if digit_version(version) < digit_version(minimum):
-            raise ImportError(f'mmpsvit needs {name} >= {minimum}, got {version}. {remedy}')
+            raise ImportError(
+                f'mmpsvit needs {name} >= {minimum}, got {version}. {remedy}'
+            )
 
 
 _check_requirements()

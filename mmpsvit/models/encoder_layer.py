@@ -32,7 +32,9 @@ class EncoderLayer(TransformerEncoderLayer):
     ) -> None:
         kwargs.setdefault('qkv_bias', False)
         kwargs.setdefault('norm_cfg', dict(type='LN', eps=1e-5))
-        kwargs.setdefault('init_cfg', dict(type='TruncNormal', layer='Linear', std=0.02))
+        kwargs.setdefault(
+            'init_cfg', dict(type='TruncNormal', layer='Linear', std=0.02)
+        )
         super().__init__(embed_dims, num_heads, feedforward_channels, **kwargs)
         self.with_cp = with_cp
 

@@ -154,7 +154,10 @@ def _stencil(coords: Tensor, size: int) -> tuple[Tensor, Tensor]:
 def _mmcv_sampler() -> Callable[[Tensor, Tensor], Tensor] | None:
     """mmcv's CUDA kernel, or None, with one warning, where it is not compiled."""
     try:
-        from mmcv.ops import MultiScaleDeformableAttnFunction, get_compiling_cuda_version
+        from mmcv.ops import (
+            MultiScaleDeformableAttnFunction,
+            get_compiling_cuda_version,
+        )
 
         compiled_for = get_compiling_cuda_version()
     except (ImportError, AssertionError):

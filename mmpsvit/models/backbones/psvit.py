@@ -1,7 +1,9 @@
 # Copyright (c) mmpsvit contributors.
 """PS-ViT: Vision Transformer with Progressive Sampling (ICCV 2021)."""
 
+import itertools
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +77,7 @@ class PSViT(BaseBackbone):
         ValueError: If an argument is out of its range, or two of them clash.
     """
 
-    arch_zoo = {
+    arch_zoo: ClassVar[dict] = {
         'tiny': {
             'embed_dims': 192,
             'num_layers': 12,
@@ -117,7 +119,9 @@ class PSViT(BaseBackbone):
         super().__init__(init_cfg)
         arch = self._check_arch(arch)
         if out_type not in self.OUT_TYPES:
-            raise ValueError(f'out_type must be one of {self.OUT_TYPES}, got {out_type!r}')
+            raise ValueError(
+                f'out_type must be one of {self.OUT_TYPES}, got {out_type!r}'
+            )
         if out_type == 'cls_token' and not with_cls_token:
             raise ValueError("out_type = 'cls_token' needs with_cls_token = True")
         self.arch = arch
@@ -133,7 +137,8 @@ class PSViT(BaseBackbone):
         # num_layers numbers, of which the sampler takes as many as it iterates
         rates = torch.linspace(0, drop_path_rate, self.num_layers).tolist()
         layer_args = {
-            key: arch[key] for key in ('embed_dims', 'num_heads', 'feedforward_channels')
+            key: arch[key]
+            for key in ('embed_dims', 'num_heads', 'feedforward_channels')
         }
         sampler = dict(sampler or {})
         sampler.setdefault('type', 'mmpsvit.ProgressiveSampling')
@@ -219,7 +224,7 @@ class PSViT(BaseBackbone):
         if (
             not indices
             or any(not 0 <= index < depth for index in indices)
-            or any(a >= b for a, b in zip(indices, indices[1:], strict=False))
+            or any(a >= b for a, b in itertools.pairwise(indices))
         ):
             raise ValueError(
                 f'out_indices must be increasing indices of the {depth} encoder layers '

@@ -218,7 +218,9 @@ class ProgressiveSampling(BaseModule):
         trajectory = []
         for iteration in range(self.num_iters):
             trajectory.append(points.detach())
-            tokens, offsets = self._iterate(iteration, table, feat.dtype, points, tokens)
+            tokens, offsets = self._iterate(
+                iteration, table, feat.dtype, points, tokens
+            )
             if offsets is not None:
                 points = points.detach() + self.offset_scale * offsets
         return SampledTokens(
@@ -230,7 +232,9 @@ class ProgressiveSampling(BaseModule):
 
     def _iterate(self, iteration: int, *args) -> tuple[Tensor, Tensor | None]:
         if self.with_cp and self.training and torch.is_grad_enabled():
-            return cp.checkpoint(self._iterate_once, iteration, *args, use_reentrant=False)
+            return cp.checkpoint(
+                self._iterate_once, iteration, *args, use_reentrant=False
+            )
         return self._iterate_once(iteration, *args)
 
     def _iterate_once(
