@@ -1,0 +1,59 @@
+# `make demo` trains, tests and pictures a small PS-ViT; `make test` runs all tests.
+# Both set up what they need in $(VENV).
+
+PYTHON ?= python3
+VENV ?= .venv
+# Compiled wheels of mmcv, kept between clones.
+WHEEL_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mmpsvit/wheels
+DEMO_DATA ?= data/cluttered_digits
+DEMO_WORK ?= work_dirs/demo
+
+PY := $(VENV)/bin/python
+PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DEMO_CONFIG := configs/cluttered_digits/psvit.py
+
+.PHONY: help setup setup-test demo test lint clean
+
+help:
+	@echo 'make demo    train, test and picture a small PS-ViT on the CPU'
+	@echo 'make test    compile mmcv once, then run all tests'
+	@echo 'make lint    check style'
+	@echo 'make clean   remove the environment, the data and the results of the demo'
+
+setup: $(VENV)/.ready
+setup-test: $(VENV)/.test-ready
+
+# Without --no-cache-dir, pip would keep the mmcv that this builds, which has no
+# compiled ops, and offer it later where compiled ops are wanted.
+$(VENV)/.ready: constraints.txt setup.py pyproject.toml
+	@echo '[1/3] creating the environment in $(VENV)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo 'mmpsvit needs Python >= 3.10: make PYTHON=python3.12 ...'; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo '[2/3] installing PyTorch'
+	@$(PIP_INSTALL) torch torchvision numpy setuptools wheel ninja psutil
+	@echo '[3/3] installing OpenMMLab and mmpsvit'
+	@$(PIP_INSTALL) --no-cache-dir onedl-mmengine onedl-mmcv onedl-mmpretrain
+	@$(PIP_INSTALL) --no-build-isolation -e '.[demo]'
+	@touch $@
+
+$(VENV)/.test-ready: $(VENV)/.ready tools/install_mmcv_ops.sh
+	@echo '[1/2] installing the test tools and mmdet'
+	@$(PIP_INSTALL) --no-build-isolation -e '.[demo,mmdet,test]'
+	@echo '[2/2] installing mmcv with compiled ops'
+	@tools/install_mmcv_ops.sh $(PY) '$(WHEEL_DIR)'
+	@touch $@
+
+demo: setup
+	@$(PY) tools/dataset_converters/make_cluttered_digits.py $(DEMO_DATA)
+	@$(PY) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_WORK) --resume \
+		--cfg-options data_root=$(DEMO_DATA)
+
+test: setup-test
+	@$(PY) -m pytest
+
+lint: setup-test
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+clean:
+	rm -rf $(VENV) $(DEMO_DATA) $(DEMO_WORK)

@@ -1,0 +1,98 @@
+# A small PS-ViT that finds and names one digit among clutter. Data:
+#   python tools/dataset_converters/make_cluttered_digits.py data/cluttered_digits
+_base_ = 'mmpretrain::_base_/default_runtime.py'
+
+data_root = 'data/cluttered_digits'
+num_classes = 10
+batch_size = 64
+max_iters = 1000
+lr = 1e-3
+embed_dims = 96
+num_points = 6  # points per side
+
+model = dict(
+    _scope_='mmpretrain',
+    type='ImageClassifier',
+    backbone=dict(
+        type='mmpsvit.PSViT',
+        arch=dict(
+            embed_dims=embed_dims,
+            num_layers=6,
+            num_heads=3,
+            feedforward_channels=3 * embed_dims,
+            stem_base_channels=32,
+            stem_channels=(embed_dims,),
+        ),
+        sampler=dict(
+            type='mmpsvit.ProgressiveSampling', num_iters=4, num_points=num_points
+        ),
+    ),
+    head=dict(
+        type='mmpsvit.PSViTClsHead',
+        num_classes=num_classes,
+        in_channels=embed_dims,
+        loss=dict(type='CrossEntropyLoss'),
+    ),
+)
+data_preprocessor = dict(
+    _scope_='mmpretrain',
+    type='ClsDataPreprocessor',
+    num_classes=num_classes,
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    to_rgb=True,
+)
+
+pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=1,
+    dataset=dict(
+        _scope_='mmpretrain',
+        type='CustomDataset',
+        data_root=data_root,
+        data_prefix='train',
+        pipeline=pipeline,
+    ),
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+)
+val_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=1,
+    dataset=dict(
+        _scope_='mmpretrain',
+        type='CustomDataset',
+        data_root=data_root,
+        data_prefix='val',
+        pipeline=pipeline,
+    ),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
+val_evaluator = dict(_scope_='mmpretrain', type='Accuracy', topk=(1,))
+test_dataloader = val_dataloader
+test_evaluator = val_evaluator
+
+optim_wrapper = dict(
+    optimizer=dict(type='AdamW', lr=lr, weight_decay=0.05),
+    paramwise_cfg=dict(
+        norm_decay_mult=0.0,
+        bias_decay_mult=0.0,
+        flat_decay_mult=0.0,
+        custom_keys={'.cls_token': dict(decay_mult=0.0)},
+    ),
+    clip_grad=dict(max_norm=1.0),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=50),
+    dict(type='CosineAnnealingLR', by_epoch=False, T_max=max_iters, end=max_iters),
+]
+train_cfg = dict(by_epoch=False, max_iters=max_iters, val_interval=200)
+val_cfg = dict()
+test_cfg = dict()
+randomness = dict(seed=0)
+
+default_hooks = dict(
+    logger=dict(interval=20),
+    checkpoint=dict(interval=200, by_epoch=False, max_keep_ckpts=2),
+)
+log_processor = dict(by_epoch=False)

@@ -1,0 +1,102 @@
+# Copyright (c) mmpsvit contributors.
+"""Loads checkpoints without executing what is in them.
+
+MMEngine falls back to full unpickling, which runs code of the file's author,
+whenever a checkpoint holds more than weights. Here such a file is refused.
+"""
+
+import _codecs
+import contextlib
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mmengine.runner.checkpoint as mmengine_checkpoint
+import torch
+from mmengine.dist import barrier, get_rank
+from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.utils.dl_utils import load_url
+
+
+class UnsafeCheckpointError(RuntimeError):
+    """A checkpoint holds objects other than weights and MMEngine's training state."""
+
+
+def _allowed_globals() -> list[Callable]:
+    """What training checkpoints of MMEngine hold besides tensors."""
+    return [*mmengine_checkpoint.get_torch_safe_globals(), _codecs.encode]
+
+
+@contextlib.contextmanager
+def _refusing(filename: str) -> Iterator[None]:
+    """Allow MMEngine's training state, and name the file in every refusal."""
+    try:
+        with torch.serialization.safe_globals(_allowed_globals()):
+            yield
+    except pickle.UnpicklingError as error:
+        reason = str(error).split('\n')[0]
+        raise UnsafeCheckpointError(
+            f'checkpoint {filename} is refused: it is damaged, or holds objects that '
+            f'could run code when loaded ({reason})'
+        ) from None
+    except (EOFError, RuntimeError) as error:
+        reason = str(error).split('\n')[0]
+        raise RuntimeError(
+            f'checkpoint {filename} cannot be read; it may be damaged ({reason})'
+        ) from None
+
+
+def load_checkpoint(
+    filename: str | os.PathLike, map_location: str | None = None
+) -> dict:
+    """Load a checkpoint file: weights and the training state of MMEngine, no more.
+
+    Args:
+        filename (str | os.PathLike): Path of a local file.
+        map_location (str, optional): As in ``torch.load``. Defaults to None.
+
+    Returns:
+        dict: The checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        UnsafeCheckpointError: If the file is not a checkpoint, or holds objects that
+            could execute code. Nothing has been executed then.
+        RuntimeError: If the file is damaged.
+    """
+    path = Path(filename).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint {filename} does not exist')
+    with _refusing(str(filename)):
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def load_from_local(filename: str, map_location: str | None = None) -> dict:
+    """MMEngine's loader of local files, see :func:`load_checkpoint`."""
+    return load_checkpoint(filename, map_location)
+
+
+def load_from_http(filename: str, map_location: str | None = None) -> dict:
+    """MMEngine's loader of URLs: rank 0 downloads, then every rank loads."""
+    checkpoint = None
+    for is_my_turn in (get_rank() == 0, get_rank() != 0):
+        if is_my_turn:
+            with _refusing(filename):
+                checkpoint = load_url(
+                    filename, map_location=map_location, weights_only=True
+                )
+        barrier()
+    return checkpoint
+
+
+def use_safe_loading() -> None:
+    """Make MMEngine load every local file and URL safely in this process.
+
+    This covers ``load_from``, ``resume`` and ``init_cfg`` alike. The other schemes
+    (pavi, s3, ...) keep MMEngine's loaders.
+    """
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    CheckpointLoader.register_scheme(
+        ('http://', 'https://'), load_from_http, force=True
+    )

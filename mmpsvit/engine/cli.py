@@ -1,0 +1,109 @@
+# Copyright (c) mmpsvit contributors.
+"""What the command lines of training and testing have in common."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from .checkpoint import UnsafeCheckpointError, use_safe_loading
+from .distributed import close_distributed, prepare_distributed
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and testing share."""
+    parser.add_argument('--work-dir', help='folder for logs and results')
+    parser.add_argument(
+        '--amp', action='store_true', help='automatic mixed precision (CUDA only)'
+    )
+    parser.add_argument(
+        '--no-pin-memory', action='store_true', help='do not pin memory of batches'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings of the config to override, as key=value; lists as key="[a,b]"',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher',
+    )
+
+
+def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
+    """Read the config and apply the common options.
+
+    A mistake of the user ends the process with code 2 and one line.
+    """
+    if not Path(args.config).is_file():
+        parser.error(f'argument config: {args.config} does not exist')
+    if args.amp and not torch.cuda.is_available():
+        parser.error('argument --amp: mixed precision needs a CUDA device')
+    try:
+        cfg = Config.fromfile(args.config)
+    except Exception as error:
+        reason = ' '.join(str(error).split())
+        parser.error(
+            f'argument config: {args.config} cannot be read as a config '
+            f'({type(error).__name__}: {reason})'
+        )
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    # Command line, then config, then the config's file name.
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    return cfg
+
+
+def check_file(parser: argparse.ArgumentParser, argument: str, path: str) -> None:
+    """End the process with code 2 if a local file that the user named is missing."""
+    if '://' not in path and not Path(path).expanduser().is_file():
+        parser.error(f'argument {argument}: {path} does not exist')
+
+
+def set_dataloader_defaults(
+    cfg: Config, pin_memory: bool = True, persistent_workers: bool = True
+) -> None:
+    """Fill in what the config's data loaders leave open.
+
+    No collate function: MMEngine's default serves classifiers and detectors.
+    """
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(name)
+        if loader is None:
+            continue
+        if not pin_memory:
+            loader.pin_memory = False
+        loader.setdefault('pin_memory', torch.cuda.is_available())
+        has_workers = loader.get('num_workers', 0) > 0
+        if not (persistent_workers and has_workers):
+            loader.persistent_workers = False
+        loader.setdefault('persistent_workers', True)
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner of a config, distributed also on machines without a GPU."""
+    prepare_distributed(cfg)
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def run_main(main) -> None:
+    """Run a tool's main function with safe loading and short messages for users."""
+    use_safe_loading()
+    try:
+        main()
+    except UnsafeCheckpointError as error:
+        sys.exit(f'{os.path.basename(sys.argv[0])}: error: {error}')
+    finally:
+        close_distributed()

@@ -1,0 +1,80 @@
+# Copyright (c) mmpsvit contributors.
+"""Distributed training on machines without a GPU.
+
+MMEngine's start-up and its default wrapper both insist on CUDA. Here the process
+group exists before MMEngine looks for it, and the wrapper is configured explicitly.
+"""
+
+import datetime
+import os
+import subprocess
+
+import torch
+from mmengine.config import Config
+from torch import distributed as dist
+
+# Where each launcher puts rank, local rank and world size.
+_RANK_VARIABLES = {
+    'pytorch': ('RANK', 'LOCAL_RANK', 'WORLD_SIZE'),
+    'slurm': ('SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_NTASKS'),
+    'mpi': (
+        'OMPI_COMM_WORLD_RANK',
+        'OMPI_COMM_WORLD_LOCAL_RANK',
+        'OMPI_COMM_WORLD_SIZE',
+    ),
+}
+
+
+def prepare_distributed(cfg: Config) -> None:
+    """Let ``cfg.launcher`` work without CUDA; with CUDA this does nothing.
+
+    Args:
+        cfg (Config): Config of a runner. Gets a ``model_wrapper_cfg`` for the CPU
+            unless it has one.
+
+    Raises:
+        RuntimeError: If the launcher's environment variables are missing.
+    """
+    launcher = cfg.get('launcher', 'none')
+    if launcher == 'none' or torch.cuda.is_available():
+        return
+    _export_rank(launcher)
+    timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+    dist.init_process_group(
+        'gloo', timeout=timeout and datetime.timedelta(seconds=timeout)
+    )
+    if cfg.get('model_wrapper_cfg') is None:
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
+
+
+def close_distributed() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _export_rank(launcher: str) -> None:
+    """Set the variables that ``init_process_group`` reads."""
+    variables = _RANK_VARIABLES[launcher]
+    missing = [name for name in variables if name not in os.environ]
+    if missing:
+        raise RuntimeError(
+            f'launcher {launcher!r} needs the environment variables {missing}: start '
+            'this script through tools/dist_train.sh, tools/slurm_train.sh or mpirun'
+        )
+    for name, source in zip(_RANK_VARIABLES['pytorch'], variables, strict=True):
+        os.environ[name] = os.environ[source]
+    if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
+        hosts = subprocess.run(
+            ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        os.environ['MASTER_ADDR'] = hosts.split()[0]
+    os.environ.setdefault('MASTER_PORT', '29500')

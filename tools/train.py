@@ -1,0 +1,82 @@
+# Copyright (c) mmpsvit contributors.
+"""Train a model.
+
+python tools/train.py configs/psvit/b14.py
+tools/dist_train.sh configs/psvit/b14.py 8
+"""
+
+# isort: off
+import mmpsvit  # noqa: F401  First: it says what to install if something is missing.
+# isort: on
+
+import argparse
+
+from mmengine.config import Config
+
+from mmpsvit.engine.cli import (
+    add_common_arguments,
+    build_runner,
+    check_file,
+    load_config,
+    run_main,
+    set_dataloader_defaults,
+)
+
+
+def parse_args() -> Config:
+    """Parse the command line into the config that it asks for."""
+    parser = argparse.ArgumentParser(description='Train a model')
+    parser.add_argument('config', help='config file')
+    add_common_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='resume from this checkpoint; without a value, from the latest one of '
+        'the work dir, if there is one',
+    )
+    parser.add_argument(
+        '--no-validate', action='store_true', help='do not validate while training'
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate with the total batch size',
+    )
+    parser.add_argument(
+        '--no-persistent-workers',
+        action='store_true',
+        help='start data workers anew in every epoch',
+    )
+    args = parser.parse_args()
+    cfg = load_config(parser, args)
+
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            parser.error(
+                'argument --auto-scale-lr: the config has no '
+                'auto_scale_lr.base_batch_size'
+            )
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None
+        if args.resume != 'auto':
+            check_file(parser, '--resume', args.resume)
+            cfg.load_from = args.resume
+    set_dataloader_defaults(cfg, not args.no_pin_memory, not args.no_persistent_workers)
+    return cfg
+
+
+def main() -> None:
+    """Train."""
+    build_runner(parse_args()).train()
+
+
+if __name__ == '__main__':
+    run_main(main)
