@@ -128,7 +128,7 @@ def _sample_with_torch(feat: Tensor, points: Tensor) -> Tensor:
         per_sample_weights=weight.reshape(-1, 4),
         mode='sum',
     )
-    return samples.view(batch, -1, channels)
+    return samples.view(batch, points.shape[1], channels)
 
 
 def _stencil(coords: Tensor, size: int) -> tuple[Tensor, Tensor]:

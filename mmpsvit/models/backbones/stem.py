@@ -1,12 +1,16 @@
 # Copyright (c) mmpsvit contributors.
 """The CNN stem of PS-ViT: image to feature map of stride 4."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
+import torch
+import torch.utils.checkpoint as cp
 from mmengine.model import BaseModule, Sequential
 from mmpretrain.models.backbones.resnet import Bottleneck
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Stem(BaseModule):
@@ -30,6 +34,7 @@ class Stem(BaseModule):
         with_cp: bool = False,
     ) -> None:
         super().__init__()
+        self.with_cp = with_cp
         self.conv1 = nn.Conv2d(in_channels, base_channels, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(base_channels)
         self.relu = nn.ReLU(inplace=True)
@@ -50,7 +55,6 @@ class Stem(BaseModule):
                     out,
                     expansion=Fraction(out, base_channels),
                     downsample=downsample,
-                    with_cp=with_cp,
                 )
             )
             channels = out
@@ -59,4 +63,39 @@ class Stem(BaseModule):
     def forward(self, x: Tensor) -> Tensor:
         """Turn images (B, 3, H, W) into features (B, C, ceil(H/4), ceil(W/4))."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        return self.blocks(x)
+        for block in self.blocks:
+            x = self._checkpoint(block, x) if self._recomputes() else block(x)
+        return x
+
+    def _recomputes(self) -> bool:
+        return self.with_cp and self.training and torch.is_grad_enabled()
+
+    @staticmethod
+    def _checkpoint(block: nn.Module, x: Tensor) -> Tensor:
+        # The recomputation must not count the batch a second time in the running
+        # statistics, which MMPretrain's own `with_cp` does.
+        return cp.checkpoint(
+            block,
+            x,
+            use_reentrant=False,
+            context_fn=lambda: (contextlib.nullcontext(), _untracked(block)),
+        )
+
+
+@contextlib.contextmanager
+def _untracked(module: nn.Module) -> Iterator[None]:
+    """Keep the BatchNorms in training mode from updating their statistics."""
+    norms = [
+        child
+        for child in module.modules()
+        if isinstance(child, _BatchNorm) and child.training
+    ]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked -= 1

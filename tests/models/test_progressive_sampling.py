@@ -1,0 +1,262 @@
+# Copyright (c) mmpsvit contributors.
+"""The sampling neck on its own."""
+
+import pytest
+import torch
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+
+from mmpsvit import ProgressiveSampling, SampledTokens
+
+SMALL = dict(embed_dims=24, num_heads=3, feedforward_channels=48)
+
+
+def moving(neck: ProgressiveSampling, std: float = 0.3) -> ProgressiveSampling:
+    """Randomise the offset layers, which are zero at first."""
+    torch.manual_seed(0)
+    neck.init_weights()
+    for layer in neck.offset_layers:
+        torch.nn.init.normal_(layer.weight, std=std)
+        torch.nn.init.normal_(layer.bias, std=std)
+    return neck
+
+
+def test_result_on_non_square_map():
+    neck = moving(ProgressiveSampling(**SMALL, num_points=(3, 5), num_iters=3))
+    result = neck(torch.randn(2, 24, 12, 20))
+    assert isinstance(result, SampledTokens)
+    assert result.tokens.shape == (2, 15, 24)
+    assert result.points.shape == (2, 15, 2)
+    assert result.trajectory.shape == (2, 3, 15, 2)
+    assert result.grid_size == (3, 5)
+    assert not result.points.requires_grad
+    assert not result.trajectory.requires_grad
+    # Row-major cell centres, (x, y): cells are 4 x 4 pixels here
+    start = result.trajectory[0, 0].view(3, 5, 2)
+    assert start[1, 3].tolist() == [14, 6]
+
+
+def test_zero_offsets_keep_the_grid():
+    neck = ProgressiveSampling(**SMALL, num_points=14)
+    neck.init_weights()
+    result = neck(torch.randn(1, 24, 56, 56))
+    assert (result.trajectory == result.trajectory[:, :1]).all()
+    assert result.points[0, :3].tolist() == [[2, 2], [6, 2], [10, 2]]
+    assert result.points[0, -1].tolist() == [54, 54]
+
+
+def test_one_iteration_has_no_offset_layer():
+    for share_weights in (False, True):
+        neck = ProgressiveSampling(**SMALL, num_iters=1, share_weights=share_weights)
+        assert len(neck.offset_layers) == 0
+        assert neck(torch.randn(1, 24, 8, 8)).trajectory.shape[1] == 1
+
+
+def test_one_step_by_hand():
+    """Tokens and points of two iterations, written out."""
+    neck = moving(ProgressiveSampling(**SMALL, num_points=2, num_iters=2)).double()
+    neck.offset_scale = 0.5
+    feat = torch.randn(1, 24, 4, 4, dtype=torch.float64)
+    result = neck(feat)
+
+    start = torch.tensor([[1.0, 1], [3, 1], [1, 3], [3, 3]], dtype=torch.float64)[None]
+    sampled = torch.stack([feat[0, :, int(y), int(x)] for x, y in start[0]])[None]
+    tokens = neck.layers[0](sampled + neck.position_layer(start / 4))
+    points = start + 0.5 * neck.offset_layers[0](tokens)
+    torch.testing.assert_close(result.points, points.detach(), atol=1e-12, rtol=0)
+
+    x, y = points[0].unbind(-1)
+    feat = torch.nn.functional.pad(feat, (9, 9, 9, 9))  # zeros outside
+    samples = []
+    for px, py in zip(x + 9, y + 9, strict=True):
+        x0, y0 = int(px), int(py)
+        fx, fy = px - x0, py - y0
+        samples.append(
+            feat[0, :, y0, x0] * (1 - fx) * (1 - fy)
+            + feat[0, :, y0, x0 + 1] * fx * (1 - fy)
+            + feat[0, :, y0 + 1, x0] * (1 - fx) * fy
+            + feat[0, :, y0 + 1, x0 + 1] * fx * fy
+        )
+    inputs = torch.stack(samples)[None] + neck.position_layer(points.detach() / 4)
+    expected = neck.layers[1](inputs + tokens)
+    torch.testing.assert_close(result.tokens, expected, atol=1e-12, rtol=0)
+
+
+def test_point_stride_follows_the_map():
+    neck = ProgressiveSampling(**SMALL, point_stride=16)
+    for size, grid in [((56, 56), (14, 14)), ((200, 336), (50, 84)), ((9, 12), (3, 3))]:
+        result = neck(torch.randn(1, 24, *size))
+        assert result.grid_size == grid
+        limit = torch.tensor([size[1] - 1.0, size[0] - 1.0])
+        start = result.trajectory[:, 0]
+        assert (start >= 0).all()
+        assert (start <= limit).all()
+    same = ProgressiveSampling(**SMALL, num_points=14)
+    assert torch.equal(same.start_points((56, 56)), neck.start_points((56, 56)))
+
+
+def test_shared_weights():
+    own = ProgressiveSampling(**SMALL, drop_path_rate=[0, 0.1, 0.2, 0.3])
+    shared = ProgressiveSampling(
+        **SMALL, drop_path_rate=[0, 0.1, 0.2, 0.3], share_weights=True
+    )
+    assert (len(own.layers), len(own.offset_layers)) == (4, 3)
+    assert (len(shared.layers), len(shared.offset_layers)) == (1, 1)
+    rates = [layer.attn.out_drop.drop_prob for layer in own.layers]
+    assert rates == [0, 0.1, 0.2, 0.3]
+    assert shared.layers[0].attn.out_drop.drop_prob == pytest.approx(0.15)
+    # Shared weights equal four copies of them.
+    moving(shared)
+    for layer in own.layers:
+        layer.load_state_dict(shared.layers[0].state_dict())
+    for layer in own.offset_layers:
+        layer.load_state_dict(shared.offset_layers[0].state_dict())
+    own.position_layer.load_state_dict(shared.position_layer.state_dict())
+    feat = torch.randn(2, 24, 20, 20)
+    expected, result = own.eval()(feat), shared.eval()(feat)
+    assert torch.equal(result.tokens, expected.tokens)
+    assert torch.equal(result.trajectory, expected.trajectory)
+
+
+def test_offset_scale_reaches_every_iteration():
+    feat = torch.randn(1, 24, 20, 20)
+    plain = moving(ProgressiveSampling(**SMALL)).eval()
+    scaled = moving(ProgressiveSampling(**SMALL, offset_scale=2.0)).eval()
+    for layer in scaled.offset_layers:
+        layer.weight.data /= 2
+        layer.bias.data /= 2
+    torch.testing.assert_close(plain(feat).trajectory, scaled(feat).trajectory)
+
+
+@pytest.mark.parametrize('share_weights', [False, True])
+def test_every_parameter_gets_a_gradient(share_weights):
+    neck = moving(
+        ProgressiveSampling(
+            **SMALL, in_channels=8, num_points=5, share_weights=share_weights
+        )
+    )
+    feat = torch.randn(2, 8, 12, 12, requires_grad=True)
+    neck(feat).tokens.square().sum().backward()
+    for name, parameter in [('feat', feat), *neck.named_parameters()]:
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_gradient_through_points_ends_at_the_offset_layer():
+    """P_{t+1} = P_t + O_t, with P_t detached: only the last offset is reached."""
+    neck = moving(ProgressiveSampling(**SMALL, num_iters=3, num_points=3))
+    captured = []
+    for layer in neck.layers:
+        layer.register_forward_pre_hook(
+            lambda module, args: captured.append(args[0].requires_grad)
+        )
+    neck.position_layer.requires_grad_(False)
+    neck.layers.requires_grad_(False)
+    neck.offset_layers[1].requires_grad_(False)
+    neck(torch.randn(1, 24, 9, 9)).tokens.sum().backward()
+    # Iteration 1 depends on nothing trainable, 2 and 3 on offset layer 1.
+    assert captured == [False, True, True]
+    assert neck.offset_layers[0].weight.grad.abs().sum() > 0
+
+
+def test_checkpointing_changes_nothing():
+    feat = torch.randn(2, 24, 12, 12)
+    gradients = []
+    for with_cp in (False, True):
+        neck = moving(ProgressiveSampling(**SMALL, with_cp=with_cp, drop_rate=0.1))
+        torch.manual_seed(1)
+        result = neck.train()(feat)
+        result.tokens.square().sum().backward()
+        gradients.append([p.grad for p in neck.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_points_stay_exact_under_autocast(dtype):
+    neck = moving(ProgressiveSampling(**SMALL, num_iters=2)).eval()
+    feat = torch.randn(1, 24, 256, 256)
+    captured = []
+    neck.layers[0].register_forward_hook(lambda *args: captured.append(args[-1]))
+    with torch.autocast('cpu', dtype):
+        result = neck(feat.to(dtype))
+    assert result.points.dtype == torch.float32
+    # The offsets are those that float32 computes from the same tokens.
+    expected = result.trajectory[:, 0] + neck.offset_layers[0](captured[0].float())
+    assert (result.points - expected).abs().max() < 1e-3
+
+
+def test_map_is_cast_once(monkeypatch):
+    maps = []
+
+    def spy(table, points):
+        maps.append(table)
+        return torch.zeros(*points.shape[:2], table.shape[1])
+
+    monkeypatch.setattr('mmpsvit.models.necks.progressive_sampling.sample_points', spy)
+    with torch.autocast('cpu', torch.bfloat16):
+        ProgressiveSampling(**SMALL)(torch.randn(1, 24, 8, 8).bfloat16())
+    assert len(maps) == 4
+    assert all(table is maps[0] for table in maps)
+    assert maps[0].dtype == torch.float32
+
+
+def test_half_and_double_models():
+    feat = torch.randn(1, 24, 16, 16)
+    for dtype, precise in [(torch.bfloat16, torch.float32), (torch.float64,) * 2]:
+        result = moving(ProgressiveSampling(**SMALL)).to(dtype).eval()(feat.to(dtype))
+        assert result.tokens.dtype == dtype
+        assert result.points.dtype == precise
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(num_iters=0), 'num_iters must be at least 1, got 0'),
+        (dict(num_points=0), 'num_points must be a positive int .* got 0'),
+        (dict(num_points=(3, 0)), r'num_points must .* got \(3, 0\)'),
+        (dict(num_points=(3, 3, 3)), 'num_points must'),
+        (dict(num_points=7, point_stride=16), 'exclude each other'),
+        (dict(point_stride=10), 'multiple of feat_stride = 4.* got 10'),
+        (dict(point_stride=4), 'at least 8, got 4'),
+        (dict(drop_path_rate=[0.1, 0.2]), 'num_iters = 4 numbers'),
+        (dict(num_heads=5), 'multiple of num_heads, got 24 and 5'),
+    ],
+)
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        ProgressiveSampling(**{**SMALL, **kwargs})
+
+
+def test_in_the_neck_slot_of_a_classifier():
+    """Behind somebody else's CNN, in MMPretrain's ImageClassifier."""
+    init_default_scope('mmpretrain')
+    model = MODELS.build(
+        dict(
+            type='ImageClassifier',
+            backbone=dict(
+                type='ResNet',
+                depth=18,
+                num_stages=1,
+                strides=(1,),
+                dilations=(1,),
+                out_indices=(0,),
+            ),
+            neck=dict(
+                type='mmpsvit.ProgressiveSampling',
+                in_channels=64,
+                num_points=4,
+                **SMALL,
+            ),
+            head=dict(
+                type='mmpsvit.PSViTClsHead', num_classes=5, in_channels=24, pool='mean'
+            ),
+        )
+    )
+    model.init_weights()
+    images = torch.randn(2, 3, 64, 64)
+    labels = [DataSample().set_gt_label(label) for label in (1, 4)]
+    model(images, labels, mode='loss')['loss'].backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+    assert [len(s.pred_score) for s in model(images, mode='predict')] == [5, 5]

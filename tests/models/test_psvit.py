@@ -1,0 +1,348 @@
+# Copyright (c) mmpsvit contributors.
+"""The backbone and the head."""
+
+import pytest
+import torch
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmpsvit import PSViT, PSViTClsHead
+
+ARCH = dict(
+    embed_dims=24,
+    num_layers=6,
+    num_heads=3,
+    feedforward_channels=48,
+    stem_base_channels=8,
+    stem_channels=(16, 24),
+)
+
+
+def small(**kwargs) -> PSViT:
+    """A small network whose points move."""
+    torch.manual_seed(0)
+    kwargs.setdefault('sampler', dict(num_points=4))
+    backbone = PSViT(ARCH, **kwargs)
+    backbone.init_weights()
+    for layer in backbone.sampler.offset_layers:
+        torch.nn.init.normal_(layer.weight, std=0.1)
+        torch.nn.init.normal_(layer.bias, std=0.1)
+    return backbone
+
+
+@pytest.mark.parametrize('arch', ['tiny', 'base'])
+def test_published_architectures(arch):
+    backbone = PSViT(arch)
+    depth, channels, heads = {'tiny': (8, 192, 3), 'base': (10, 384, 6)}[arch]
+    assert len(backbone.layers) == depth
+    assert backbone.sampler.num_iters == 4
+    assert backbone.embed_dims == channels
+    assert backbone.layers[0].attn.num_heads == heads
+    # Linear stochastic depth over iterations and encoder layers
+    backbone = PSViT(arch, drop_path_rate=0.1, drop_rate=0.2)
+    layers = [*backbone.sampler.layers, *backbone.layers]
+    rates = [layer.attn.out_drop.drop_prob for layer in layers[1:]]
+    expected = torch.linspace(0, 0.1, depth + 4)[1:].tolist()
+    assert rates == pytest.approx(expected)
+    assert all(layer.attn.proj_drop.p == 0.2 for layer in layers)
+    assert all(layer.attn.qkv.bias is None for layer in layers)
+    assert all(layer.ln1.eps == layer.ln2.eps == 1e-5 for layer in layers)
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'shape'),
+    [
+        (dict(out_type='cls_token'), (2, 24)),
+        (dict(out_type='avg_featmap'), (2, 24)),
+        (dict(out_type='raw'), (2, 17, 24)),
+        (dict(out_type='avg_featmap', with_cls_token=False), (2, 24)),
+        (dict(out_type='raw', with_cls_token=False), (2, 16, 24)),
+    ],
+)
+def test_out_types(kwargs, shape):
+    backbone = small(**kwargs).eval()
+    outs = backbone(torch.randn(2, 3, 64, 64))
+    assert isinstance(outs, tuple)
+    assert [tuple(out.shape) for out in outs] == [shape]
+
+
+def test_out_types_are_views_of_the_same_tokens():
+    images = torch.randn(2, 3, 64, 64)
+    (raw,) = small(out_type='raw').eval()(images)
+    (cls_token,) = small(out_type='cls_token').eval()(images)
+    (mean,) = small(out_type='avg_featmap').eval()(images)
+    assert torch.equal(raw[:, 0], cls_token)
+    torch.testing.assert_close(raw[:, 1:].mean(1), mean)
+
+
+def test_out_indices():
+    images = torch.randn(1, 3, 48, 48)
+    backbone = small(out_type='raw', out_indices=(0, -1)).eval()
+    first, last = backbone(images)
+    assert torch.equal(last, small(out_type='raw').eval()(images)[0])
+    # Only the last layer's output is normalised.
+    assert last.mean(-1).abs().max() < 1e-5 < first.mean(-1).abs().max()
+
+
+@pytest.mark.parametrize('size', [(224, 224), (64, 96), (33, 47), (5, 7)])
+def test_any_input_size(size):
+    for sampler in (dict(num_points=4), dict(point_stride=16)):
+        backbone = small(sampler=sampler, out_type='raw').eval()
+        (out,) = backbone(torch.randn(1, 3, *size))
+        count = 16
+        if 'point_stride' in sampler:
+            count = -(-size[0] // 16) * -(-size[1] // 16)
+        assert out.shape == (1, 1 + count, 24)
+        assert out.isfinite().all()
+
+
+def test_point_stride_pads_right_and_bottom():
+    backbone = small(sampler=dict(point_stride=16), out_type='raw').eval()
+    image = torch.randn(1, 3, 40, 56)
+    padded = torch.nn.functional.pad(image, (0, 8, 0, 8))
+    assert torch.equal(backbone(image)[0], backbone(padded)[0])
+
+
+def test_point_stride_equals_num_points_at_224():
+    image = torch.randn(1, 3, 224, 224)
+    strided = small(sampler=dict(point_stride=16)).eval()
+    fixed = small(sampler=dict(num_points=14)).eval()
+    assert torch.equal(strided(image)[0], fixed(image)[0])
+
+
+def test_stem_gives_a_channels_last_map():
+    images = torch.randn(2, 3, 64, 64)
+    backbone = small().eval()
+    feat = backbone.stem(backbone._prepare_images(images))
+    assert feat.shape == (2, 24, 16, 16)
+    assert feat.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(
+        backbone(images)[0],
+        backbone(images.contiguous(memory_format=torch.channels_last))[0],
+    )
+
+
+@pytest.mark.parametrize('share_weights', [False, True])
+@pytest.mark.parametrize('out_type', ['cls_token', 'avg_featmap'])
+def test_every_parameter_gets_a_gradient(share_weights, out_type):
+    backbone = small(
+        sampler=dict(num_points=4, share_weights=share_weights), out_type=out_type
+    )
+    head = PSViTClsHead(3, 24)
+    head.init_weights()
+    logits = head(backbone(torch.randn(4, 3, 64, 64)))
+    torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0])).backward()
+    for name, parameter in [*backbone.named_parameters(), *head.named_parameters()]:
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_backbone_learns_in_the_first_step():
+    """A head that starts at zero would leave the backbone without a gradient."""
+    backbone = PSViT(ARCH, sampler=dict(num_points=4))
+    backbone.init_weights()
+    head = PSViTClsHead(3, 24)
+    head.init_weights()
+    head(backbone(torch.randn(2, 3, 32, 32))).square().sum().backward()
+    assert backbone.stem.conv1.weight.grad.abs().sum() > 0
+
+
+def test_initial_values():
+    default = PSViT('tiny').state_dict()
+    backbone = PSViT('tiny')
+    conv = backbone.stem.conv1.weight.clone()
+    backbone.init_weights()
+    # Convolutions keep PyTorch's default.
+    assert torch.equal(backbone.stem.conv1.weight, conv)
+    checked = 0
+    for name, module in backbone.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            checked += 1
+            if 'offset_layers' in name:
+                assert (module.weight == 0).all()
+            else:
+                tolerance = 0.1 if module.weight.numel() > 1000 else 0.3
+                assert module.weight.std().item() == pytest.approx(
+                    0.02, rel=tolerance
+                ), name
+                assert module.weight.abs().max() < 0.12
+            if module.bias is not None:
+                assert (module.bias == 0).all()
+        elif isinstance(module, (torch.nn.LayerNorm, _BatchNorm)):
+            assert (module.weight == 1).all()
+            assert (module.bias == 0).all()
+    assert checked == 12 * 4 + 3 + 1
+    assert backbone.cls_token.std().item() == pytest.approx(0.02, rel=0.3)
+    assert default.keys() == backbone.state_dict().keys()
+
+    head = PSViTClsHead(1000, 192)
+    head.init_weights()
+    assert head.layers.head.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert (head.layers.head.bias == 0).all()
+
+
+def test_pretrained_weights_are_not_initialised_again(tmp_path):
+    source = small()
+    path = tmp_path / 'checkpoint.pth'
+    state = {f'backbone.{key}': value for key, value in source.state_dict().items()}
+    torch.save(dict(state_dict=state), path)
+    loaded = PSViT(
+        ARCH,
+        sampler=dict(num_points=4),
+        init_cfg=dict(type='Pretrained', checkpoint=str(path), prefix='backbone.'),
+    )
+    loaded.init_weights()
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(value, source.state_dict()[key]), key
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 2, 3])
+def test_frozen_stages(frozen_stages):
+    backbone = small(frozen_stages=frozen_stages, drop_rate=0.1)
+    assert backbone.train() is backbone
+    expected = {
+        'stem': 0,
+        'sampler': 1,
+        'cls_token': 2,
+        'layers.0': 2,
+        'layers.1': 3,
+        'norm': 3,
+    }
+    for name, parameter in backbone.named_parameters():
+        room = name.split('.')[0]
+        key = '.'.join(name.split('.')[:2]) if room == 'layers' else room
+        assert parameter.requires_grad == (frozen_stages < expected[key]), name
+    # Frozen modules stay in eval mode: no dropout, no new statistics.
+    assert backbone.stem.training == (frozen_stages < 0)
+    assert backbone.sampler.training == (frozen_stages < 1)
+    assert [layer.training for layer in backbone.layers] == [
+        frozen_stages < 2,
+        frozen_stages < 3,
+    ]
+    before = backbone.stem.bn1.running_mean.clone()
+    backbone(torch.randn(2, 3, 32, 32))
+    assert torch.equal(before, backbone.stem.bn1.running_mean) == (frozen_stages >= 0)
+
+
+def test_norm_eval_and_mode_switches():
+    backbone = small(norm_eval=True)
+    assert backbone.train() is backbone
+    norms = [m for m in backbone.modules() if isinstance(m, _BatchNorm)]
+    assert norms
+    assert not any(norm.training for norm in norms)
+    assert backbone.layers[0].training
+    assert backbone.eval() is backbone
+    assert not any(module.training for module in backbone.modules())
+    assert all(m.training for m in small().train().modules())
+
+
+def test_checkpointing_changes_nothing():
+    """The same gradients and the same BatchNorm statistics, dropout included."""
+    images = torch.randn(2, 3, 64, 64)
+    results = []
+    for with_cp in (False, True):
+        backbone = small(with_cp=with_cp, drop_rate=0.1, drop_path_rate=0.1).train()
+        torch.manual_seed(3)
+        backbone(images)[0].square().sum().backward()
+        gradients = {name: p.grad for name, p in backbone.named_parameters()}
+        results.append({**gradients, **dict(backbone.named_buffers())})
+    for name, plain in results[0].items():
+        torch.testing.assert_close(results[1][name], plain, msg=name)
+
+
+def test_layer_depth():
+    backbone = PSViT('tiny', sampler=dict(num_points=4))
+    depth = {
+        name: backbone.get_layer_depth(f'backbone.{name}', 'backbone.')
+        for name, _ in backbone.named_parameters()
+    }
+    assert {total for _, total in depth.values()} == {14}
+    assert depth['stem.conv1.weight'][0] == 0
+    assert depth['sampler.position_layer.weight'][0] == 1
+    assert depth['sampler.layers.0.ln1.weight'][0] == 1
+    assert depth['sampler.offset_layers.2.bias'][0] == 3
+    assert depth['sampler.layers.3.ln1.weight'][0] == 4
+    assert depth['cls_token'][0] == 4
+    assert depth['layers.0.ln1.weight'][0] == 5
+    assert depth['layers.7.ln1.weight'][0] == 12
+    assert depth['norm.weight'][0] == 13
+    assert backbone.get_layer_depth('head.layers.head.weight', 'backbone.') == (13, 14)
+    shared = PSViT('tiny', sampler=dict(share_weights=True))
+    assert shared.get_layer_depth('sampler.layers.0.ln1.weight')[0] == 1
+    assert shared.get_layer_depth('layers.0.ln1.weight')[0] == 5
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(arch='small'), r"arch must be one of \['tiny', 'base'\].* got 'small'"),
+        (dict(arch={**ARCH, 'depth': 3}), r"unknown keys \['depth'\].*embed_dims"),
+        (dict(arch=dict(embed_dims=24)), r"lacks the keys \['num_layers', 'num_heads'"),
+        (dict(arch={**ARCH, 'stem_channels': (24, 16)}), 'must end with .* = 24'),
+        (dict(arch={**ARCH, 'num_heads': 5}), 'multiple of arch.num_heads, got 24'),
+        (dict(out_type='tokens'), "out_type must be one of .* got 'tokens'"),
+        (dict(with_cls_token=False), 'needs with_cls_token = True'),
+        (dict(out_indices=2), r'the 2 encoder layers \(in \[-2, 1\]\), got 2'),
+        (dict(out_indices=()), 'out_indices must be'),
+        (dict(out_indices=(1, 0)), 'out_indices must be increasing'),
+        (dict(frozen_stages=4), r'frozen_stages must be in \[-1, 3\], got 4'),
+        (dict(sampler=dict(num_iters=6)), 'sampler.num_iters must be .* = 6, got 6'),
+        (dict(sampler=dict(embed_dims=12)), 'sampler.embed_dims must be .* got 12'),
+    ],
+)
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        PSViT(**{'arch': ARCH, **kwargs})
+
+
+def test_configs_of_the_caller_are_not_changed():
+    arch, sampler = dict(ARCH), dict(num_points=4)
+    PSViT(arch, sampler=sampler)
+    assert (arch, sampler) == (ARCH, dict(num_points=4))
+
+
+class TestHead:
+    """Pooling and losses of ``PSViTClsHead``."""
+
+    def test_pooling(self):
+        tokens = torch.randn(2, 5, 8)
+        for pool, expected in [('cls_token', tokens[:, 0]), ('mean', tokens.mean(1))]:
+            head = PSViTClsHead(3, 8, pool=pool)
+            assert torch.equal(head.pre_logits((tokens,)), expected)
+            assert torch.equal(head.pre_logits((expected,)), expected)
+            assert head((tokens,)).shape == (2, 3)
+
+    def test_bad_arguments(self):
+        with pytest.raises(ValueError, match=r"pool must be one of .* got 'max'"):
+            PSViTClsHead(3, 8, pool='max')
+        sampled = small().sampler(torch.randn(1, 24, 8, 8))
+        with pytest.raises(ValueError, match='no class token'):
+            PSViTClsHead(3, 24).pre_logits(sampled)
+
+    @pytest.mark.parametrize('soft', [False, True])
+    def test_label_smoothing_and_soft_labels(self, soft):
+        """Against the smoothed cross entropy, written out."""
+        init_default_scope('mmpretrain')
+        head = MODELS.build(
+            dict(
+                type='mmpsvit.PSViTClsHead',
+                num_classes=4,
+                in_channels=8,
+                loss=dict(
+                    type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'
+                ),
+            )
+        )
+        head.init_weights()
+        feats = torch.randn(2, 8)
+        target = torch.eye(4)[[1, 3]]
+        samples = [DataSample().set_gt_label(1), DataSample().set_gt_label(3)]
+        if soft:
+            target = torch.tensor([[0.3, 0.7, 0, 0], [0, 0, 0.5, 0.5]])
+            for sample, score in zip(samples, target, strict=True):
+                sample.set_gt_score(score)
+        loss = head.loss((feats,), samples)['loss']
+        smooth = 0.9 * target + 0.1 / 4
+        expected = -(smooth * head((feats,)).log_softmax(-1)).sum(-1).mean()
+        torch.testing.assert_close(loss, expected)

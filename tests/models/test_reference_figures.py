@@ -1,0 +1,143 @@
+# Copyright (c) mmpsvit contributors.
+"""The network against figures of the official network classes, in float64.
+
+In those, two-vectors are (y, x) and tokens are column-major: point i has x index
+i // 7 and y index i % 7.
+"""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from mmpsvit import PSViT, PSViTClsHead
+
+POINTS = 7
+# Row-major position of each official token, and the other way round.
+ORDER = torch.arange(POINTS**2).view(POINTS, POINTS).t().flatten()
+
+RENAMES = [
+    (r'^stem\.0\.', 'stem.conv1.'),
+    (r'^stem\.1\.', 'stem.bn1.'),
+    (r'^stem\.4\.', 'stem.blocks.0.'),
+    (r'^stem\.5\.', 'stem.blocks.1.'),
+    (r'^pos_layer\.', 'sampler.position_layer.'),
+    (r'^ps_layers\.(\d)\.offset_layer\.', r'sampler.offset_layers.\1.'),
+    (r'^ps_layers\.(\d)\.transformer_layer\.', r'sampler.layers.\1.'),
+    (r'^trans_layers\.', 'layers.'),
+    (r'\.norm(\d)\.', r'.ln\1.'),
+    (r'\.mlp\.fc1\.', '.ffn.layers.0.0.'),
+    (r'\.mlp\.fc2\.', '.ffn.layers.1.'),
+    (r'^head\.', 'head.layers.head.'),
+]
+
+
+def rename(key: str) -> str:
+    for pattern, new in RENAMES:
+        key = re.sub(pattern, new, key)
+    return key
+
+
+def swap_axes(key: str, value: torch.Tensor) -> torch.Tensor:
+    """(y, x) to (x, y) in the layers that read or write points."""
+    if 'offset_layer' in key:
+        return value.flip(0)
+    if key == 'pos_layer.weight':
+        return value.flip(1)
+    return value
+
+
+@pytest.fixture(scope='module')
+def figures(root):
+    with np.load(root / 'tests' / 'data' / 'psvit_tiny_float64.npz') as file:
+        return {key: torch.from_numpy(file[key]) for key in file}
+
+
+class Network(torch.nn.Module):
+    """Backbone and head, as a classifier puts them together."""
+
+    def __init__(self, **kwargs):
+        super().__init__()
+        arch = dict(
+            embed_dims=48,
+            num_layers=6,
+            num_heads=3,
+            feedforward_channels=144,
+            stem_channels=(64, 48),
+        )
+        self.backbone = PSViT(arch, sampler=dict(num_points=POINTS), **kwargs)
+        self.head = PSViTClsHead(10, 48)
+
+    def forward(self, images):
+        return self.head(self.backbone(images))
+
+
+@pytest.fixture
+def network(figures):
+    network = Network().double().eval()
+    state = {}
+    for key, value in figures.items():
+        name = key.removeprefix('state/')
+        # point_coord is derived; the other copies of the position layer are shared.
+        if name == key or name == 'point_coord' or '.position_layer.' in name:
+            continue
+        prefix = '' if name.startswith('head.') else 'backbone.'
+        state[prefix + rename(name)] = swap_axes(name, value)
+    network.load_state_dict(state)
+    return network
+
+
+def test_tokens_points_and_logits(figures, network):
+    sampled = []
+    tokens = []
+    backbone = network.backbone
+    backbone.sampler.register_forward_hook(lambda *args: sampled.append(args[-1]))
+    for layer in backbone.sampler.layers:
+        layer.register_forward_hook(lambda *args: tokens.append(args[-1]))
+
+    logits = network(figures['in/images'])
+
+    assert (logits - figures['out/logits']).abs().max() < 1e-9
+    (result,) = sampled
+    assert result.grid_size == (POINTS, POINTS)
+    for iteration in range(4):
+        points = result.trajectory[:, iteration, ORDER].flip(-1)
+        assert (points - figures['out/points_yx'][iteration]).abs().max() < 1e-9
+        difference = tokens[iteration][:, ORDER] - figures['out/tokens'][iteration]
+        assert difference.abs().max() < 1e-9
+    assert torch.equal(result.points, result.trajectory[:, -1])
+    assert torch.equal(result.tokens, tokens[-1])
+
+
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_gradients(figures, network, with_cp):
+    if with_cp:
+        state = network.state_dict()
+        network = Network(with_cp=True, norm_eval=True).double().train()
+        network.load_state_dict(state)
+    images = figures['in/images'].clone().requires_grad_()
+    (network(images) * figures['out/grad_weight']).sum().backward()
+
+    assert (images.grad - figures['out/grad_input']).abs().max() < 1e-8
+    gradients = {key: param.grad for key, param in network.named_parameters()}
+    checked = 0
+    for key, value in figures.items():
+        name = key.removeprefix('out/grad/')
+        if name == key:
+            continue
+        prefix = '' if name.startswith('head.') else 'backbone.'
+        gradient = gradients[prefix + rename(name)]
+        assert (gradient - swap_axes(name, value)).abs().max() < 1e-8, name
+        checked += 1
+    assert checked == 8
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+@pytest.mark.parametrize(
+    ('dtype', 'tolerance'), [(torch.float64, 1e-9), (torch.float32, 1e-2)]
+)
+def test_logits_on_cuda(figures, network, dtype, tolerance):
+    logits = network.to('cuda', dtype)(figures['in/images'].to('cuda', dtype))
+    assert (logits.cpu() - figures['out/logits']).abs().max() < tolerance

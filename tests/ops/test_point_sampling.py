@@ -1,0 +1,356 @@
+# Copyright (c) mmpsvit contributors.
+"""``sample_points`` against a slow, obvious reference."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+
+from mmpsvit.ops import point_sampling, prepare_map, sample_points
+
+DEVICES = [
+    'cpu',
+    pytest.param(
+        'cuda',
+        marks=[
+            pytest.mark.cuda,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA'),
+        ],
+    ),
+]
+on_all_devices = pytest.mark.parametrize('device', DEVICES)
+repeatable = settings(deadline=None, derandomize=True, max_examples=150)
+
+
+def reference(feat: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Corner by corner, in float64; not a finite point inside the strip: zero."""
+    batch, channels, height, width = feat.shape
+    out = np.zeros((batch, points.shape[1], channels))
+    for b in range(batch):
+        for n in range(points.shape[1]):
+            x, y = (float(value) for value in points[b, n])
+            if not (-1 < x < width and -1 < y < height):
+                continue
+            x0, y0 = math.floor(x), math.floor(y)
+            for corner_y in (y0, y0 + 1):
+                for corner_x in (x0, x0 + 1):
+                    if 0 <= corner_x < width and 0 <= corner_y < height:
+                        weight = (1 - abs(x - corner_x)) * (1 - abs(y - corner_y))
+                        out[b, n] += weight * feat[b, :, corner_y, corner_x]
+    return out
+
+
+def reference_gradient(feat, points, grad_out, step=1e-6):
+    """Gradients by central differences; the function is piecewise bilinear."""
+    grad_points = np.zeros_like(points)
+    for index in np.ndindex(points.shape):
+        high, low = points.copy(), points.copy()
+        high[index] += step
+        low[index] -= step
+        change = reference(feat, high) - reference(feat, low)
+        grad_points[index] = (change * grad_out).sum() / (2 * step)
+    return grad_points
+
+
+def make_points(kind: str, batch: int, count: int, height: int, width: int):
+    """Points of one kind, at least 0.05 away from every integer coordinate."""
+    rng = np.random.default_rng(len(kind))
+    fraction = rng.uniform(0.05, 0.95, (batch, count, 2))
+    size = np.array([width, height])
+    if kind == 'inside':
+        return rng.integers(0, size - 1, (batch, count, 2)) + fraction
+    if kind == 'border':
+        side = rng.integers(0, 2, (batch, count, 2))
+        return np.where(side == 0, -1, size - 1) + fraction
+    if kind == 'outside':
+        side = rng.integers(0, 2, (batch, count, 2))
+        return np.where(side == 0, -3, size + 1) + fraction
+    # Anything from well outside to well outside
+    return rng.integers(-3, size + 3, (batch, count, 2)) + fraction
+
+
+@on_all_devices
+@pytest.mark.parametrize('kind', ['inside', 'border', 'outside', 'anywhere'])
+@pytest.mark.parametrize('layout', ['nchw', 'channels_last', 'strided', 'transposed'])
+@pytest.mark.parametrize('size', [(7, 5), (4, 9), (2, 2)])
+def test_values_and_gradients(device, kind, layout, size):
+    height, width = size
+    rng = np.random.default_rng(0)
+    feat = rng.standard_normal((2, 3, height, width))
+    points = make_points(kind, 2, 11, height, width)
+    grad_out = rng.standard_normal((2, 11, 3))
+
+    base = torch.from_numpy(feat).to(device)
+    if layout == 'channels_last':
+        base = base.contiguous(memory_format=torch.channels_last)
+    elif layout == 'strided':
+        base = torch.stack((base, -base), dim=-1)[..., 0]
+    elif layout == 'transposed':
+        base = base.transpose(2, 3).contiguous().transpose(2, 3)
+    base.requires_grad_()
+    # Non-contiguous points as well
+    xy = torch.from_numpy(points[..., ::-1].copy()).to(device).flip(-1)
+    xy = torch.stack((xy, xy), dim=-2)[..., 0, :].requires_grad_()
+
+    out = sample_points(base, xy)
+    np.testing.assert_allclose(out.detach().cpu(), reference(feat, points), atol=1e-12)
+    out.backward(torch.from_numpy(grad_out).to(device))
+
+    np.testing.assert_allclose(
+        xy.grad.cpu(), reference_gradient(feat, points, grad_out), atol=1e-8
+    )
+    # The function is linear in feat: its gradient is the adjoint.
+    probe = rng.standard_normal(feat.shape)
+    expected = (reference(probe, points) * grad_out).sum()
+    actual = (base.grad.cpu().numpy() * probe).sum()
+    assert actual == pytest.approx(expected, abs=1e-10)
+
+
+@on_all_devices
+def test_corners_and_integers(device):
+    feat = torch.arange(12.0, device=device).view(1, 1, 3, 4) + 1
+    points = torch.tensor([[[0, 0], [3, 0], [0, 2], [3, 2], [1, 1]]], device=device)
+    out = sample_points(feat, points.float())
+    assert out.flatten().tolist() == [1, 4, 9, 12, 6]
+    edges = torch.tensor([[[-1.0, 0], [4, 0], [0, -1], [0, 3], [-1, -1], [4, 3]]])
+    assert sample_points(feat, edges.to(device)).abs().max() == 0
+
+
+@on_all_devices
+@pytest.mark.parametrize('kind', ['inside', 'border', 'anywhere'])
+def test_gradcheck(device, kind):
+    generator = torch.Generator().manual_seed(0)
+    feat = torch.randn(2, 2, 3, 4, dtype=torch.float64, generator=generator)
+    feat = feat.to(device).requires_grad_()
+    points = torch.from_numpy(make_points(kind, 2, 6, 3, 4)).to(device).requires_grad_()
+    assert gradcheck(sample_points, (feat, points))
+
+
+@on_all_devices
+def test_agrees_with_grid_sample(device):
+    torch.manual_seed(0)
+    feat = torch.randn(2, 8, 14, 9, device=device)
+    points = torch.rand(2, 50, 2, device=device) * 20 - 4
+    size = points.new_tensor([9, 14])
+    grid = 2 * (points + 0.5) / size - 1
+    expected = F.grid_sample(
+        feat, grid[:, None], padding_mode='zeros', align_corners=False
+    )
+    torch.testing.assert_close(
+        sample_points(feat, points), expected[:, :, 0].mT, atol=2e-5, rtol=1e-5
+    )
+
+
+coordinates = st.one_of(
+    st.floats(-4, 12, width=32),
+    st.floats(width=32),
+    st.sampled_from(
+        [math.inf, -math.inf, math.nan, 1e30, -1e30, -1.0, 1e-45, -1e-45, 2.0**31]
+    ),
+)
+
+
+@repeatable
+@given(
+    data=st.data(),
+    batch=st.integers(0, 3),
+    count=st.integers(0, 6),
+    channels=st.integers(1, 5),
+    height=st.integers(1, 8),
+    width=st.integers(1, 8),
+    double=st.booleans(),
+)
+def test_any_shape_any_coordinate(data, batch, count, channels, height, width, double):
+    size = batch * count * 2
+    values = data.draw(st.lists(coordinates, min_size=size, max_size=size))
+    dtype = torch.float64 if double else torch.float32
+    points = torch.tensor(values, dtype=dtype).view(batch, count, 2)
+    generator = torch.Generator().manual_seed(size)
+    feat = torch.randn(batch, channels, height, width, generator=generator, dtype=dtype)
+    feat.requires_grad_()
+    points.requires_grad_()
+
+    out = sample_points(feat, points)
+    assert out.shape == (batch, count, channels)
+    expected = reference(feat.detach().numpy(), points.detach().numpy())
+    np.testing.assert_allclose(out.detach(), expected, atol=1e-12 if double else 1e-5)
+
+    out.sum().backward()
+    assert feat.grad.isfinite().all()
+    assert points.grad.isfinite().all()
+    outside = ~(
+        (points > -1) & (points < torch.tensor([width, height], dtype=dtype))
+    ).all(-1)
+    assert (points.grad[outside] == 0).all()
+
+
+@on_all_devices
+def test_not_finite_points_sample_zero(device):
+    feat = torch.ones(1, 2, 3, 3, device=device)
+    points = torch.tensor(
+        [[[math.nan, 1], [1, math.inf], [-math.inf, 1], [1e30, 1], [1, -1e30]]],
+        device=device,
+        requires_grad=True,
+    )
+    out = sample_points(feat, points)
+    out.sum().backward()
+    assert (out == 0).all()
+    assert (points.grad == 0).all()
+
+
+@on_all_devices
+@pytest.mark.parametrize('shape', [(0, 3, 4, 4), (2, 3, 1, 1), (2, 1, 1, 5)])
+@pytest.mark.parametrize('count', [0, 1, 5])
+def test_degenerate_sizes(device, shape, count):
+    feat = torch.ones(shape, device=device, requires_grad=True)
+    points = torch.zeros(shape[0], count, 2, device=device, requires_grad=True)
+    out = sample_points(feat, points)
+    assert out.shape == (shape[0], count, shape[1])
+    assert (out == 1).all()
+    out.sum().backward()
+    assert feat.grad.shape == feat.shape
+    assert points.grad.shape == points.shape
+
+
+@on_all_devices
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_map_keeps_points_exact(device, dtype):
+    torch.manual_seed(0)
+    feat = torch.randn(2, 4, 56, 56, device=device).to(dtype)
+    points = torch.rand(2, 20, 2, device=device) * 56
+    out = sample_points(feat, points)
+    assert out.dtype == dtype
+    # Only the result is rounded: the same as sampling the same map in float32.
+    assert torch.equal(out, sample_points(feat.float(), points).to(dtype))
+
+
+def test_autocast_changes_nothing():
+    torch.manual_seed(0)
+    feat = torch.randn(1, 4, 8, 8)
+    points = torch.rand(1, 9, 2) * 8
+    with torch.autocast('cpu', torch.bfloat16):
+        out = sample_points(feat, points)
+    assert torch.equal(out, sample_points(feat, points))
+
+
+def test_float64_on_either_side():
+    feat, points = torch.randn(1, 4, 8, 8), torch.rand(1, 9, 2) * 8
+    exact = sample_points(feat.double(), points.double())
+    assert sample_points(feat.double(), points).dtype == torch.float64
+    mixed = sample_points(feat, points.double())
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, exact.float(), atol=0, rtol=0)
+
+
+def test_prepared_map_is_not_copied_again():
+    feat = prepare_map(torch.randn(2, 8, 6, 6))
+    assert feat.is_contiguous(memory_format=torch.channels_last)
+    assert prepare_map(feat).data_ptr() == feat.data_ptr()
+    assert feat.permute(0, 2, 3, 1).reshape(-1, 8).data_ptr() == feat.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ('feat', 'points', 'message'),
+    [
+        ((3, 4, 4), (1, 2, 2), r'feat must have shape .* \(3, 4, 4\)'),
+        ((1, 3, 4, 4), (2, 2), r'points must have shape .* \(2, 2\)'),
+        ((1, 3, 4, 4), (1, 2, 3), r'points must have shape .* \(1, 2, 3\)'),
+        ((1, 3, 4, 4), (2, 2, 2), r'same batch size.*\(1, 3, 4, 4\).*\(2, 2, 2\)'),
+        ((1, 3, 0, 4), (1, 2, 2), r'at least one pixel.*\(1, 3, 0, 4\)'),
+    ],
+)
+def test_wrong_shapes(feat, points, message):
+    with pytest.raises(ValueError, match=message):
+        sample_points(torch.zeros(feat), torch.zeros(points))
+
+
+def test_wrong_devices_and_dtypes():
+    feat, points = torch.zeros(1, 2, 3, 3), torch.zeros(1, 4, 2)
+    with pytest.raises(ValueError, match=r'same device.*\(1, 2, 3, 3\).*cpu and meta'):
+        sample_points(feat, points.to('meta'))
+    with pytest.raises(TypeError, match=r'float32 or float64.*float16'):
+        sample_points(feat, points.half())
+    with pytest.raises(TypeError, match=r'feat must be floating point'):
+        sample_points(feat.long(), points)
+
+
+@pytest.mark.parametrize(
+    ('batch', 'elements', 'expected'),
+    [
+        (100, 10, 100),
+        (1, 2**40, 1),
+        (100, 2**26, 25),  # 31 maps fit into one launch; 25 divides 100
+        (97, 2**26, 1),  # a prime batch that does not fit
+        (64, 2**25, 32),
+    ],
+)
+def test_images_per_launch(batch, elements, expected):
+    step = point_sampling._images_per_launch(batch, elements)
+    assert step == expected
+    assert batch % min(batch, step) == 0
+
+
+def _mmcv_in_python(value, shapes, start, locations, weights, step):
+    """Deformable attention by mmcv's own PyTorch implementation."""
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+
+    assert value.shape[0] % min(value.shape[0], step) == 0
+    assert shapes.dtype == start.dtype == torch.int64
+    assert start.tolist() == [0]
+    return multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)
+
+
+def test_arguments_of_mmcv_kernel():
+    """The kernel itself needs CUDA; what it is handed is checked everywhere."""
+
+    class Function:
+        apply = staticmethod(_mmcv_in_python)
+
+    torch.manual_seed(0)
+    feat = prepare_map(torch.randn(3, 8, 5, 7, dtype=torch.float64)).requires_grad_()
+    points = torch.from_numpy(make_points('anywhere', 3, 40, 5, 7)).requires_grad_()
+    out = point_sampling._sample_with_mmcv(Function, feat, points)
+    expected = sample_points(feat, points)
+    torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
+    grad = torch.randn_like(out)
+    for actual, right in zip(
+        torch.autograd.grad(out, (feat, points), grad),
+        torch.autograd.grad(expected, (feat, points), grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, right, atol=1e-10, rtol=0)
+
+
+def test_one_warning_without_cuda_ops(monkeypatch):
+    """CUDA tensors take the slow way, with one warning, where mmcv has no kernel."""
+    monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: 'not available')
+    point_sampling._mmcv_sampler.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match='no compiled CUDA ops'):
+            assert point_sampling._mmcv_sampler() is None
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            assert point_sampling._mmcv_sampler() is None
+    finally:
+        point_sampling._mmcv_sampler.cache_clear()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+@pytest.mark.parametrize('batch', [1, 7, 64, 100])
+def test_mmcv_kernel_runs_at_any_batch(batch):
+    assert point_sampling._mmcv_sampler() is not None
+    feat = torch.randn(batch, 64, 14, 14, device='cuda')
+    points = torch.rand(batch, 49, 2, device='cuda') * 18 - 2
+    torch.testing.assert_close(
+        sample_points(feat, points).cpu(),
+        sample_points(feat.cpu(), points.cpu()),
+        atol=1e-4,
+        rtol=1e-4,
+    )
