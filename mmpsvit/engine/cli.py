@@ -38,15 +38,13 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
-    """Read the config and apply the common options.
+def read_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
+    """Read ``args.config`` and apply ``args.cfg_options``.
 
     A mistake of the user ends the process with code 2 and one line.
     """
     if not Path(args.config).is_file():
         parser.error(f'argument config: {args.config} does not exist')
-    if args.amp and not torch.cuda.is_available():
-        parser.error('argument --amp: mixed precision needs a CUDA device')
     try:
         cfg = Config.fromfile(args.config)
     except Exception as error:
@@ -57,6 +55,17 @@ def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Co
         )
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
+    return cfg
+
+
+def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
+    """Read the config and apply the common options.
+
+    A mistake of the user ends the process with code 2 and one line.
+    """
+    cfg = read_config(parser, args)
+    if args.amp and not torch.cuda.is_available():
+        parser.error('argument --amp: mixed precision needs a CUDA device')
     cfg.launcher = args.launcher
     # Command line, then config, then the config's file name.
     if args.work_dir is not None:

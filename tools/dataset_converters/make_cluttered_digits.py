@@ -25,7 +25,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,16 +34,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-GENERATOR = 'make_cluttered_digits'
-VERSION = 1  # raise it when the same settings give other images
 NUM_CLASSES = 10
 SPLITS = ('train', 'val')
 MIN_DIGIT_SIZE = 16  # smaller digits are hard to read
 SCALES = (0.8, 1.2)  # of the digit size
-FRAGMENT_SCALES = (0.28, 0.4)  # of the digit size: half of the smallest digit
+FRAGMENT_SCALES = (0.3, 0.4)  # of the digit size; at most half of any digit
+BORDERED = 10 / 8  # side of a source image with its border, in sides without
 VISIBLE = 0.15  # opacity from which a stroke is seen
+MARGIN = 2  # pixels between digits and fragments
 
 Box = tuple[int, int, int, int]
+Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,15 @@ class Settings:
     digit_size: int = 28
     num_train: int = 12800
     num_val: int = 1000
-    num_clutter: int = 20
+    num_clutter: int = 16
     noise: float = 0.08
     seed: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings as written to disk, with the generator's version."""
-        return {'generator': GENERATOR, 'version': VERSION, **asdict(self)}
+    generator: str = 'make_cluttered_digits'
+    version: int = 1  # to be raised when the same settings give other images
 
 
 class Sources(NamedTuple):
-    """Source digits: images (N, 8, 8) in [0, 1] and labels (N,)."""
+    """Source digits: images (N, 10, 10) in [0, 1] and labels (N,)."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -81,70 +80,62 @@ class Digit(NamedTuple):
 
 def split_indices(labels: np.ndarray) -> dict[str, np.ndarray]:
     """Return the source digits of each split: of each class, a fifth is for val."""
-    val = np.concatenate(
-        [np.flatnonzero(labels == label)[::5] for label in range(NUM_CLASSES)]
-    )
-    return {'train': np.setdiff1d(np.arange(len(labels)), val), 'val': np.sort(val)}
+    classes = [np.flatnonzero(labels == label) for label in range(NUM_CLASSES)]
+    val = np.sort(np.concatenate([indices[::5] for indices in classes]))
+    return {'train': np.setdiff1d(np.arange(len(labels)), val), 'val': val}
 
 
-def load_sources() -> dict[str, Sources]:
-    """Load the source digits of each split."""
+def load_sources(split: str) -> Sources:
+    """Load the source digits of a split."""
     # Imported here: it takes a second, which a finished data set need not wait for.
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    return {
-        split: Sources(digits.images[indices] / 16, digits.target[indices])
-        for split, indices in split_indices(digits.target).items()
-    }
+    images, labels = load_digits(return_X_y=True)
+    images = (images.reshape(-1, 8, 8) / 16).astype(np.float32)
+    # Digits fill their 8x8 pixels: a border keeps the ends of the strokes round.
+    images = np.pad(images, ((0, 0), (1, 1), (1, 1)))
+    indices = split_indices(labels)[split]
+    return Sources(images[indices], labels[indices])
 
 
-def enlarge(
-    image: np.ndarray, settings: Settings, rng: np.random.Generator
-) -> np.ndarray:
+def enlarge(image: np.ndarray, settings: Settings, rng: Rng) -> np.ndarray:
     """Scale a source digit to a random size; return its opacity mask."""
-    side = round(settings.digit_size * rng.uniform(*SCALES))
-    smooth = Image.fromarray(image.astype(np.float32)).resize(
-        (side, side), Image.Resampling.BICUBIC
-    )
+    side = round(settings.digit_size * BORDERED * rng.uniform(*SCALES))
+    smooth = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
     # A steeper ramp turns the blur of the interpolation into clear strokes.
-    return ((np.asarray(smooth) - 0.25) / 0.4).clip(0, 1)
+    return ((np.asarray(smooth) - 0.45) / 0.3).clip(0, 1)
 
 
-def find_place(
-    shape: Sequence[int],
-    taken: Iterable[Box],
-    margin: int,
-    size: int,
-    rng: np.random.Generator,
-) -> Box | None:
-    """Find a random box of a (height, width) that keeps off the taken boxes.
+def cut_fragment(image: np.ndarray, settings: Settings, rng: Rng) -> np.ndarray:
+    """Cut a small random rectangle out of the mask of an enlarged source digit."""
+    mask = enlarge(image, settings, rng)
+    shape = settings.digit_size * rng.uniform(*FRAGMENT_SCALES, 2)
+    height, width = map(round, shape.tolist())
+    # Around a pixel of a stroke, so that no fragment is blank.
+    strokes = np.flatnonzero(mask > 0.5)
+    y, x = divmod(int(strokes[rng.integers(len(strokes))]), len(mask))
+    top = min(max(y - height // 2, 0), len(mask) - height)
+    left = min(max(x - width // 2, 0), len(mask) - width)
+    return mask[top : top + height, left : left + width]
 
-    Returns:
-        The box, or None if no room was found.
-    """
-    height, width = shape
+
+def take_place(mask: np.ndarray, free: np.ndarray, rng: Rng) -> Box | None:
+    """Find a random box in the free pixels, if there is room, and mark it as taken."""
+    height, width = mask.shape
     for _ in range(50):
-        x1 = int(rng.integers(size - width + 1))
-        y1 = int(rng.integers(size - height + 1))
-        box = x1, y1, x1 + width, y1 + height
-        if all(
-            box[2] + margin <= other[0]
-            or other[2] + margin <= box[0]
-            or box[3] + margin <= other[1]
-            or other[3] + margin <= box[1]
-            for other in taken
-        ):
-            return box
+        y1 = int(rng.integers(len(free) - height + 1))
+        x1 = int(rng.integers(len(free) - width + 1))
+        y2, x2 = y1 + height, x1 + width
+        if free[y1:y2, x1:x2].all():
+            top, left = max(y1 - MARGIN, 0), max(x1 - MARGIN, 0)
+            free[top : y2 + MARGIN, left : x2 + MARGIN] = False
+            return x1, y1, x2, y2
     return None
 
 
 def place_digits(
-    labels: Iterable[int],
-    sources: Sources,
-    settings: Settings,
-    rng: np.random.Generator,
-) -> list[Digit]:
+    labels: Iterable[int], sources: Sources, settings: Settings, rng: Rng
+) -> tuple[list[Digit], np.ndarray]:
     """Choose the digits of a scene and their places; this draws nothing.
 
     Args:
@@ -152,48 +143,30 @@ def place_digits(
         sources: Source digits of the split.
         settings: Settings of the data set.
         rng: Random generator of the scene.
+
+    Returns:
+        The digits, and a (size, size) mask of the pixels that are still free.
     """
-    digits: list[Digit] = []
+    digits = []
+    free = np.ones((settings.size, settings.size), bool)
     for label in labels:
         source = int(rng.choice(np.flatnonzero(sources.labels == label)))
         mask = enlarge(sources.images[source], settings, rng)
-        rows = np.flatnonzero(mask.max(axis=1) > VISIBLE)
-        columns = np.flatnonzero(mask.max(axis=0) > VISIBLE)
-        mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        taken = [digit.box for digit in digits]
-        box = find_place(mask.shape, taken, 1, settings.size, rng)
-        if box is not None:
+        left, top, right, bottom = Image.fromarray(mask > VISIBLE).getbbox()
+        mask = mask[top:bottom, left:right]
+        if box := take_place(mask, free, rng):
             digits.append(Digit(source, label, box, mask))
-    return digits
+    return digits, free
 
 
-def cut_fragment(
-    image: np.ndarray, settings: Settings, rng: np.random.Generator
-) -> np.ndarray:
-    """Cut a small random rectangle out of the mask of an enlarged source digit."""
-    mask = enlarge(image, settings, rng)
-    shape = settings.digit_size * rng.uniform(*FRAGMENT_SCALES, 2)
-    height, width = shape.round().astype(int).tolist()
-    # Around a pixel of a stroke, so that no fragment is blank.
-    y, x = rng.choice(np.argwhere(mask > 0.5)).tolist()
-    top = min(max(y - height // 2, 0), len(mask) - height)
-    left = min(max(x - width // 2, 0), len(mask) - width)
-    return mask[top : top + height, left : left + width]
-
-
-def paint(
-    canvas: np.ndarray, box: Box, mask: np.ndarray, rng: np.random.Generator
-) -> None:
+def paint(canvas: np.ndarray, box: Box, mask: np.ndarray, rng: Rng) -> None:
     """Paint a mask onto the canvas in a random bright colour."""
     region = canvas[box[1] : box[3], box[0] : box[2]]
     region += mask[..., None] * (rng.uniform(0.5, 1, 3) - region)
 
 
 def draw_scene(
-    labels: Iterable[int],
-    sources: Sources,
-    settings: Settings,
-    rng: np.random.Generator,
+    labels: Iterable[int], sources: Sources, settings: Settings, rng: Rng
 ) -> tuple[np.ndarray, list[Digit]]:
     """Draw digits among clutter and noise; the arguments are as in place_digits.
 
@@ -201,25 +174,20 @@ def draw_scene(
         The image (size, size, 3) in uint8, and the digits in it.
     """
     # Placed first, so that place_digits alone finds the same boxes.
-    digits = place_digits(labels, sources, settings, rng)
-    canvas = np.tile(rng.uniform(0, 0.3, 3), (settings.size, settings.size, 1))
+    digits, free = place_digits(labels, sources, settings, rng)
+    canvas = np.full((*free.shape, 3), rng.uniform(0, 0.3, 3), np.float32)
     for digit in digits:
         paint(canvas, digit.box, digit.mask, rng)
 
-    # Fragments keep off the digits: one that touches a 1 could make it a 7. They
-    # come from all classes: an absent class would give the answer away.
-    taken = [digit.box for digit in digits]
-    margin = settings.digit_size // 10
-    others = np.setdiff1d(
-        np.arange(len(sources.labels)), [digit.source for digit in digits]
-    )
-    for source in rng.choice(others, settings.num_clutter):
-        mask = cut_fragment(sources.images[source], settings, rng)
-        box = find_place(mask.shape, taken, margin, settings.size, rng)
-        if box is not None:
+    # Fragments touch nothing: one beside a 1 could make it a 7, and two could make
+    # a digit. They come from all classes: a missing one would give the answer away.
+    others = np.delete(sources.images, [digit.source for digit in digits], axis=0)
+    for index in rng.integers(len(others), size=settings.num_clutter):
+        mask = cut_fragment(others[index], settings, rng)
+        if box := take_place(mask, free, rng):
             paint(canvas, box, mask, rng)
 
-    canvas += settings.noise * rng.standard_normal(canvas.shape)
+    canvas += settings.noise * rng.standard_normal(canvas.shape, np.float32)
     return (canvas.clip(0, 1) * 255).round().astype(np.uint8), digits
 
 
@@ -233,11 +201,6 @@ def write_atomic(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, atomically."""
-    write_atomic(path, (json.dumps(value) + '\n').encode())
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; an absent or broken file gives an empty one."""
     try:
@@ -248,45 +211,34 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def claim_folder(out: Path, settings: dict[str, Any]) -> None:
-    """Write the settings to a new folder; exit if the folder has others."""
-    path = out / 'settings.json'
-    old = read_json(path)
-    if old.get('generator') == GENERATOR:
-        changes = [
-            f'{name} is {old.get(name)} there, {value} here'
-            for name, value in settings.items()
-            if old.get(name) != value
-        ]
-        if changes:
-            sys.exit(f'error: {out} has other settings: {", ".join(changes)}')
-        return
-    if out.exists() and not (
-        out.is_dir() and {p.name for p in out.iterdir()} <= {'.settings.json.tmp'}
-    ):
+    """Write the settings to a new folder; exit if the folder is something else."""
+    old = read_json(out / 'settings.json')
+    if old.get('generator') == settings['generator']:
+        changed = [name for name in settings if old.get(name) != settings[name]]
+        if changed:
+            texts = (f'{k} was {old.get(k)}, now {settings[k]}' for k in changed)
+            sys.exit(f'error: {out} has other settings: {"; ".join(texts)}')
+    elif out.is_file() or {p.name for p in out.glob('*')} - {'.settings.json.tmp'}:
         sys.exit(f'error: {out} is not empty and not a data set of this tool')
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / 'settings.json', json.dumps(settings).encode())
 
 
-def image_name(index: int) -> str:
-    """Return the file name of an image in its split; the classes take turns."""
-    return f'{index % NUM_CLASSES}/{index:06d}.png'
+def make_split(folder: Path, count: int, settings: Settings) -> bool:
+    """Write what is missing of a split, boxes last; return whether anything was."""
+    names = [f'{index % NUM_CLASSES}/{index:06d}.png' for index in range(count)]
+    missing = set(names) - {f'{p.parent.name}/{p.name}' for p in folder.glob('*/*.png')}
+    boxes = read_json(folder / 'boxes.json')
+    if not missing and boxes.get('settings') == asdict(settings):
+        return False
 
-
-def find_missing(folder: Path, count: int) -> set[str]:
-    """Return the names of the images that a split lacks."""
-    names = {image_name(index) for index in range(count)}
-    return names - {f'{p.parent.name}/{p.name}' for p in folder.glob('*/*.png')}
-
-
-def make_split(folder: Path, count: int, sources: Sources, settings: Settings) -> None:
-    """Write the absent images of a split, then its boxes."""
+    sources = load_sources(folder.name)
     for label in range(NUM_CLASSES):
         (folder / str(label)).mkdir(parents=True, exist_ok=True)
-    missing = find_missing(folder, count)
     images = []
-    for index in tqdm(range(count), desc=folder.name, unit='img', disable=None):
-        name, label = image_name(index), index % NUM_CLASSES
+    for index, name in enumerate(tqdm(names, folder.name, unit='img', disable=None)):
+        label = index % NUM_CLASSES
         rng = np.random.default_rng([settings.seed, SPLITS.index(folder.name), index])
         if name in missing:
             pixels, digits = draw_scene([label], sources, settings, rng)
@@ -295,26 +247,11 @@ def make_split(folder: Path, count: int, sources: Sources, settings: Settings) -
             Image.fromarray(pixels).save(buffer, 'PNG', compress_level=1)
             write_atomic(folder / name, buffer.getvalue())
         else:
-            digits = place_digits([label], sources, settings, rng)
+            digits, _ = place_digits([label], sources, settings, rng)
         images.append({'file': name, 'label': label, 'box': digits[0].box})
-    write_json(folder / 'boxes.json', {'settings': settings.to_json(), 'images': images})
-
-
-def number(
-    kind: type, low: float, allowed: str, high: float = math.inf
-) -> Callable[[str], Any]:
-    """Return an argparse type for numbers in [low, high]."""
-
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f'must be {allowed}, got {text!r}')
-        return value
-
-    return parse
+    boxes = {'settings': asdict(settings), 'images': images}
+    write_atomic(folder / 'boxes.json', json.dumps(boxes).encode())
+    return True
 
 
 def parse_args() -> tuple[Path, Settings]:
@@ -323,52 +260,38 @@ def parse_args() -> tuple[Path, Settings]:
         description='Make a classification data set of one digit among clutter.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    positive = number(int, 1, 'an integer of at least 1')
-    natural = number(int, 0, 'an integer of at least 0')
-    digit_size = number(int, MIN_DIGIT_SIZE, f'an integer of at least {MIN_DIGIT_SIZE}')
-    noise = number(float, 0, 'a number from 0 to 1', 1)
     parser.add_argument('out', type=Path, help='folder to write the data set to')
-    for name, kind, text in (
-        ('size', positive, 'side of the images in pixels'),
-        ('digit_size', digit_size, 'mean side of a digit in pixels'),
-        ('num_train', positive, 'number of training images'),
-        ('num_val', positive, 'number of validation images'),
-        ('num_clutter', natural, 'fragments per image, as far as there is room'),
-        ('noise', noise, 'standard deviation of the pixel noise; white is 1'),
-        ('seed', natural, 'random seed of the data set'),
-    ):
-        flag = f'--{name.replace("_", "-")}'
-        parser.add_argument(flag, type=kind, default=getattr(Settings, name), help=text)
+    table = (
+        ('digit_size', MIN_DIGIT_SIZE, math.inf, 'mean height of a digit in pixels'),
+        ('size', 1, math.inf, 'side of the images in pixels'),
+        ('num_train', 1, math.inf, 'number of training images'),
+        ('num_val', 1, math.inf, 'number of validation images'),
+        ('num_clutter', 0, math.inf, 'fragments per image, if there is room'),
+        ('noise', 0, 1, 'standard deviation of the pixel noise; white is 1'),
+        ('seed', 0, math.inf, 'random seed of the data set'),
+    )
+    for name, _, _, text in table:
+        flag, default = f'--{name.replace("_", "-")}', getattr(Settings, name)
+        parser.add_argument(flag, type=type(default), default=default, help=text)
     args = vars(parser.parse_args())
-    out = args.pop('out')
-    settings = Settings(**args)
-    smallest = math.ceil(settings.digit_size * SCALES[1])
-    if settings.size < smallest:
-        parser.error(
-            f'argument --size: must be at least {smallest} for a digit size of '
-            f'{settings.digit_size}, got {settings.size}'
-        )
-    return out, settings
+    for name, low, high, _ in table:
+        if name == 'size':  # the largest digit must fit; digit_size was checked
+            low = math.ceil(args['digit_size'] * SCALES[1] * BORDERED)
+        if not low <= args[name] <= high:
+            flag = f'--{name.replace("_", "-")}'
+            allowed = f'at least {low}' if high == math.inf else f'from {low} to {high}'
+            parser.error(f'argument {flag}: must be {allowed}, got {args[name]}')
+    return args.pop('out'), Settings(**args)
 
 
 def main() -> None:
-    """Make the data set, or what is absent of it."""
+    """Make the data set, or what is missing of it."""
     out, settings = parse_args()
-    claim_folder(out, settings.to_json())
+    claim_folder(out, asdict(settings))
     counts = {'train': settings.num_train, 'val': settings.num_val}
-    unfinished = [
-        split
-        for split in SPLITS
-        if read_json(out / split / 'boxes.json').get('settings') != settings.to_json()
-        or find_missing(out / split, counts[split])
-    ]
-    if not unfinished:
-        print(f'{out} is already complete')
-        return
-    sources = load_sources()
-    for split in unfinished:
-        make_split(out / split, counts[split], sources[split], settings)
-    print(f'wrote {settings.num_train} train and {settings.num_val} val images to {out}')
+    changed = [make_split(out / split, counts[split], settings) for split in SPLITS]
+    state = 'is complete' if any(changed) else 'was complete already'
+    print(f'{out} {state}: {settings.num_train} train, {settings.num_val} val images')
 
 
 if __name__ == '__main__':

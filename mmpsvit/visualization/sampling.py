@@ -1,0 +1,160 @@
+# Copyright (c) mmpsvit contributors.
+"""Draws where a network looks: the sampling points of every iteration."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import nn
+
+from mmpsvit.models import ProgressiveSampling
+
+# A bright core with a dark rim shows on light and on dark images.
+_RIM = '#101418'
+_START, _PATH, _END = '#ffffff', '#ffe14d', '#ff2d78'
+
+
+@contextlib.contextmanager
+def record_sampling(model: nn.Module) -> Iterator[list[np.ndarray]]:
+    """Record where a model samples while the context is open.
+
+    Args:
+        model (nn.Module): Any model with a :class:`ProgressiveSampling` in it, as a
+            part of the backbone or as a neck.
+
+    Yields:
+        list[np.ndarray]: One entry per image, in order of the forward passes: the
+        points of every iteration in pixels of the network's input, (num_iters, N, 2),
+        (x, y), counted from the image's left and top edges.
+
+    Raises:
+        ValueError: If the model has no or several samplers.
+    """
+    samplers = [m for m in model.modules() if isinstance(m, ProgressiveSampling)]
+    if len(samplers) != 1:
+        raise ValueError(
+            'the model must have one ProgressiveSampling to show its points, it has '
+            f'{len(samplers)}'
+        )
+    (sampler,) = samplers
+    trajectories: list[np.ndarray] = []
+
+    def record(_module, _args, sampled) -> None:
+        points = sampled.trajectory * sampler.feat_stride
+        trajectories.extend(points.cpu().numpy())
+
+    handle = sampler.register_forward_hook(record)
+    try:
+        yield trajectories
+    finally:
+        handle.remove()
+
+
+def draw_sampling(axes: Axes, image: np.ndarray, trajectory: np.ndarray) -> None:
+    """Draw the points of one image: faint start grid, thin paths, clear end points.
+
+    Points outside the image, where the network sees zeros, are cut off.
+
+    Args:
+        axes (Axes): Where to draw.
+        image (np.ndarray): RGB image of shape (H, W, 3), uint8.
+        trajectory (np.ndarray): Points of shape (num_iters, N, 2), (x, y) in pixels.
+    """
+    height, width = image.shape[:2]
+    # Edge coordinates: the image covers [0, W] x [0, H].
+    axes.imshow(image, extent=(0, width, height, 0), interpolation='nearest')
+    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    axes.set_frame_on(False)
+
+    count = trajectory.shape[1]
+    # Marker size in points, so that the dots of a grid never touch.
+    size = min(6.0, 0.3 * 72 * _width_in_inches(axes) / math.sqrt(count))
+    axes.plot(
+        *trajectory[0].T, 'o', color=_START, markersize=0.5 * size, alpha=0.45, mew=0
+    )
+    # One line per point: (num_iters, N) columns
+    axes.plot(
+        trajectory[..., 0],
+        trajectory[..., 1],
+        color=_PATH,
+        linewidth=0.18 * size,
+        alpha=0.9,
+        path_effects=[
+            patheffects.withStroke(linewidth=0.18 * size + 0.8, foreground=_RIM)
+        ],
+    )
+    axes.plot(
+        *trajectory[-1].T,
+        'o',
+        color=_END,
+        markersize=size,
+        markeredgecolor='white',
+        markeredgewidth=0.14 * size,
+        path_effects=[
+            patheffects.withStroke(linewidth=0.14 * size + 1.2, foreground=_RIM)
+        ],
+    )
+
+
+def _width_in_inches(axes: Axes) -> float:
+    return axes.get_position().width * axes.get_figure().get_figwidth()
+
+
+def sampling_figure(
+    images: Sequence[np.ndarray],
+    trajectories: Sequence[np.ndarray],
+    titles: Sequence[str],
+    columns: int = 4,
+) -> Figure:
+    """Draw several images into one figure.
+
+    Args:
+        images (Sequence[np.ndarray]): RGB images, each (H, W, 3), uint8.
+        trajectories (Sequence[np.ndarray]): Points of each, see
+            :func:`draw_sampling`.
+        titles (Sequence[str]): A line above each image.
+        columns (int): Images per row at most. Defaults to 4.
+
+    Returns:
+        Figure: The figure, with an opaque background.
+    """
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(
+        figsize=(3.2 * columns, 3.5 * rows + 0.3), dpi=120, facecolor='white'
+    )
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    figure.subplots_adjust(0.01, 0.3 / (3.5 * rows + 0.3), 0.99, 0.93, 0.04, 0.14)
+    for axes, image, trajectory, title in zip(
+        grid, images, trajectories, titles, strict=False
+    ):
+        draw_sampling(axes, image, trajectory)
+        axes.set_title(title, fontsize=11, color='#222222')
+    for axes in grid[len(images) :]:
+        axes.set_axis_off()
+    figure.legend(
+        handles=_legend_handles(len(trajectories[0])),
+        loc='lower center',
+        ncols=3,
+        fontsize=10,
+        frameon=False,
+        labelcolor='#222222',
+    )
+    return figure
+
+
+def _legend_handles(num_iters: int) -> list:
+    from matplotlib.lines import Line2D
+
+    marker = dict(linestyle='none', marker='o')
+    return [
+        Line2D([], [], **marker, color='#b8bec6', markersize=4, label='start grid'),
+        Line2D([], [], color='#c9a400', linewidth=1.5, label='path'),
+        Line2D(
+            [], [], **marker, color=_END, markersize=7, label=f'iteration {num_iters}'
+        ),
+    ]

@@ -1,0 +1,154 @@
+# Copyright (c) mmpsvit contributors.
+"""Draw where a network looks on images.
+
+    python tools/visualization/vis_sampling.py CONFIG CHECKPOINT IMAGE --out points.png
+
+The picture shows the network's input (after resizing and cropping), the start grid
+(faint), the paths of the points (thin lines) and the points of the last iteration.
+"""
+
+# isort: off
+import mmpsvit  # noqa: F401  First: it says what to install if something is missing.
+# isort: on
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from mmpsvit.engine import load_checkpoint
+from mmpsvit.engine.cli import check_file, read_config
+from mmpsvit.visualization import record_sampling, sampling_figure
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
+
+
+class InputError(Exception):
+    """A mistake of the user, told in one line."""
+
+
+def parse_args() -> tuple[argparse.Namespace, Config]:
+    """Parse the command line and return it with the config."""
+    parser = argparse.ArgumentParser(description='Draw where a network looks')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('images', help='an image, or a folder of images (recursive)')
+    parser.add_argument('--out', required=True, help='file of the picture, e.g. .png')
+    parser.add_argument(
+        '--num-images', type=int, default=8, help='images at most (default: 8)'
+    )
+    parser.add_argument(
+        '--columns', type=int, default=4, help='images per row (default: 4)'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='which images of a folder')
+    parser.add_argument('--device', default='cpu', help='device (default: cpu)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings of the config to override, as key=value',
+    )
+    args = parser.parse_args()
+    for name in ('num_images', 'columns'):
+        if getattr(args, name) < 1:
+            option = name.replace('_', '-')
+            parser.error(
+                f'argument --{option}: must be at least 1, got {getattr(args, name)}'
+            )
+    check_file(parser, 'checkpoint', args.checkpoint)
+    if not Path(args.images).exists():
+        parser.error(f'argument images: {args.images} does not exist')
+    return args, read_config(parser, args)
+
+
+def list_images(path: str, count: int, seed: int) -> list[Path]:
+    """The image itself, or a random choice of the images below a folder."""
+    if Path(path).is_file():
+        return [Path(path)]
+    found = sorted(
+        file for file in Path(path).rglob('*') if file.suffix.lower() in IMAGE_SUFFIXES
+    )
+    if not found:
+        raise InputError(f'argument images: no images below {path}')
+    if len(found) <= count:
+        return found
+    chosen = np.random.default_rng(seed).choice(len(found), count, replace=False)
+    return [found[index] for index in sorted(chosen)]
+
+
+def build_model(cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, list]:
+    """Build the model with the checkpoint's weights; also return the class names."""
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    model_cfg = cfg.model
+    if 'data_preprocessor' in cfg:
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model = MODELS.build(model_cfg)
+    loaded = load_checkpoint(checkpoint, 'cpu')
+    try:
+        model.load_state_dict(loaded.get('state_dict', loaded))
+    except RuntimeError as error:
+        reason = ' '.join(str(error).split())[:300]
+        raise InputError(
+            f'argument checkpoint: {checkpoint} does not fit the config ({reason} ...)'
+        ) from None
+    classes = loaded.get('meta', {}).get('dataset_meta', {}).get('classes') or []
+    return model.to(device).eval(), list(classes)
+
+
+def title_of(prediction, classes: list) -> str:
+    """The predicted class and its score, for a classifier."""
+    if 'pred_score' not in prediction:
+        return ''
+    label = int(prediction.pred_label)
+    name = classes[label] if label < len(classes) else label
+    return f'{name} ({prediction.pred_score[label]:.0%})'
+
+
+def draw(args: argparse.Namespace, cfg: Config) -> None:
+    """Run the model on the images and write the picture."""
+    paths = list_images(args.images, args.num_images, args.seed)
+    model, classes = build_model(cfg, args.checkpoint, args.device)
+    pipeline = Compose(
+        [t for t in cfg.test_dataloader.dataset.pipeline if 'LoadAnn' not in t['type']]
+    )
+    images, titles = [], []
+    with torch.no_grad(), record_sampling(model) as trajectories:
+        for path in paths:
+            try:
+                data = pipeline(dict(img_path=str(path), img_id=0))
+            except Exception as error:
+                raise InputError(
+                    f'argument images: {path} cannot be read as an image ({error})'
+                ) from error
+            (prediction,) = model.test_step(pseudo_collate([data]))
+            # BGR (3, H, W) -> RGB (H, W, 3)
+            images.append(data['inputs'].flip(0).permute(1, 2, 0).numpy())
+            titles.append(title_of(prediction, classes))
+
+    figure = sampling_figure(images, trajectories, titles, args.columns)
+    target = Path(args.out)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f'.{os.getpid()}.{target.name}')
+    figure.savefig(temporary)
+    temporary.replace(target)
+    print(f'{len(images)} images drawn: {target}')
+
+
+def main() -> None:
+    """Draw, with one line for every mistake of the user."""
+    args, cfg = parse_args()
+    try:
+        draw(args, cfg)
+    except (InputError, RuntimeError, ValueError) as error:
+        sys.exit(f'vis_sampling.py: error: {error}')
+
+
+if __name__ == '__main__':
+    main()
