@@ -10,7 +10,6 @@ DEMO_WORK ?= work_dirs/demo
 
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
-DEMO_CONFIG := configs/cluttered_digits/psvit.py
 
 .PHONY: help setup setup-test demo test lint clean
 
@@ -45,9 +44,7 @@ $(VENV)/.test-ready: $(VENV)/.ready tools/install_mmcv_ops.sh
 	@touch $@
 
 demo: setup
-	@$(PY) tools/dataset_converters/make_cluttered_digits.py $(DEMO_DATA)
-	@$(PY) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_WORK) --resume \
-		--cfg-options data_root=$(DEMO_DATA)
+	@PYTHON='$(PY)' tools/run_demo.sh '$(DEMO_DATA)' '$(DEMO_WORK)'
 
 test: setup-test
 	@$(PY) -m pytest

@@ -53,7 +53,7 @@ def free_port() -> str:
 
 @pytest.fixture
 def image_folder(tmp_path):
-    """Write an ImageNet-style folder tree of small random JPEGs."""
+    """Write an ImageNet-style folder tree of small random PNGs."""
 
     def write(
         folder: str,
@@ -69,7 +69,7 @@ def image_folder(tmp_path):
                 for number in range(per_class):
                     pixels = rng.integers(0, 255, (60, 72, 3), dtype=np.uint8)
                     pixels[..., index % 3] //= 4
-                    Image.fromarray(pixels).save(target / f'{number}.jpg')
+                    Image.fromarray(pixels).save(target / f'{number}.png')
         return tmp_path / folder
 
     return write

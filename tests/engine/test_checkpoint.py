@@ -1,0 +1,101 @@
+# Copyright (c) mmpsvit contributors.
+"""Safe loading: nothing in a file is executed."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from mmpsvit.engine import UnsafeCheckpointError, load_checkpoint, use_safe_loading
+
+
+class Malicious:
+    """Creates a file when it is unpickled in full."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.fixture
+def restore_loaders():
+    schemes = dict(CheckpointLoader._schemes)
+    yield
+    CheckpointLoader._schemes = schemes
+
+
+def test_training_checkpoint_loads(tmp_path):
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    rng = np.random.default_rng(0)
+    torch.save(
+        dict(
+            state_dict={'weight': torch.ones(2)},
+            meta=dict(epoch=3, seed=np.int64(5), dataset_meta=dict(classes=('a', 'b'))),
+            message_hub=dict(
+                log_scalars=dict(loss=history),
+                runtime_info=dict(scale=np.float64(0.5), noise=rng.random(3)),
+            ),
+        ),
+        tmp_path / 'epoch_3.pth',
+    )
+    loaded = load_checkpoint(tmp_path / 'epoch_3.pth')
+    assert loaded['meta']['epoch'] == 3
+    assert loaded['message_hub']['log_scalars']['loss'].mean() == 1.5
+    assert loaded['message_hub']['runtime_info']['scale'] == 0.5
+
+
+@pytest.mark.parametrize('through_mmengine', [False, True])
+def test_malicious_checkpoint_is_refused(tmp_path, restore_loaders, through_mmengine):
+    trap = tmp_path / 'executed'
+    file = tmp_path / 'weights.pth'
+    torch.save(dict(state_dict={}, extra=Malicious(str(trap))), file)
+    # The trap works: full unpickling executes it.
+    torch.load(file, weights_only=False)
+    assert trap.exists()
+    trap.rmdir()
+
+    use_safe_loading()
+    load = CheckpointLoader.load_checkpoint if through_mmengine else load_checkpoint
+    with pytest.raises(UnsafeCheckpointError, match=r'weights\.pth is refused'):
+        load(str(file))
+    assert not trap.exists()
+
+
+def test_damaged_and_missing_files(tmp_path):
+    whole = tmp_path / 'whole.pth'
+    torch.save(dict(weight=torch.ones(1000)), whole)
+    damaged = tmp_path / 'damaged.pth'
+    damaged.write_bytes(whole.read_bytes()[:-700])
+    with pytest.raises(RuntimeError, match=r'damaged\.pth cannot be read'):
+        load_checkpoint(damaged)
+    empty = tmp_path / 'empty.pth'
+    empty.touch()
+    with pytest.raises(RuntimeError, match=r'empty\.pth cannot be read'):
+        load_checkpoint(empty)
+    text = tmp_path / 'text.pth'
+    text.write_text('these are no weights')
+    with pytest.raises(UnsafeCheckpointError, match=r'text\.pth is refused'):
+        load_checkpoint(text)
+    with pytest.raises(FileNotFoundError, match=r'missing\.pth does not exist'):
+        load_checkpoint(tmp_path / 'missing.pth')
+
+
+def test_download_is_safe_too(tmp_path, restore_loaders, monkeypatch):
+    """A URL goes through the same refusal; the download itself is a local file."""
+    trap = tmp_path / 'executed'
+    file = tmp_path / 'weights.pth'
+    torch.save(Malicious(str(trap)), file)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    use_safe_loading()
+    monkeypatch.setattr(
+        'torch.hub.download_url_to_file',
+        lambda url, target, *args, **kwargs: os.link(file, target),
+    )
+    with pytest.raises(UnsafeCheckpointError, match='is refused'):
+        CheckpointLoader.load_checkpoint('https://example.org/weights.pth')
+    assert not trap.exists()

@@ -1,0 +1,111 @@
+# Copyright (c) mmpsvit contributors.
+"""The installed package: registry, requirements, configs inside the package."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+
+def run_python(code: str, cwd) -> subprocess.CompletedProcess:
+    """Run code in a fresh process, away from the repository."""
+    return subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize('scope', ['mmpretrain', 'mmdet', 'mmengine'])
+def test_registry_from_any_scope(scope, tmp_path):
+    """Without custom_imports: nothing has imported mmpsvit in this process."""
+    done = run_python(
+        f"""
+import sys
+from mmengine.registry import init_default_scope
+from {scope}.registry import MODELS
+init_default_scope({scope!r})
+assert 'mmpsvit' not in sys.modules
+model = MODELS.build(dict(type='mmpsvit.PSViT', arch='tiny'))
+print(type(model).__name__, type(model.sampler).__name__)
+""",
+        tmp_path,
+    )
+    assert done.stdout.split() == ['PSViT', 'ProgressiveSampling'], done.stderr
+
+
+@pytest.mark.parametrize('name', ['mmengine', 'mmcv', 'mmpretrain'])
+def test_missing_requirement(name, tmp_path):
+    done = run_python(
+        f'import sys; sys.modules[{name!r}] = None; import mmpsvit', tmp_path
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().split('\n')[-1]
+    assert last.startswith(f'ImportError: mmpsvit needs {name} >= ')
+    assert 'pip install onedl-mmengine' in last
+
+
+def test_old_requirement(tmp_path):
+    done = run_python(
+        "import mmcv; mmcv.__version__ = '1.7.2'; import mmpsvit", tmp_path
+    )
+    assert 'ImportError: mmpsvit needs mmcv >= 2.1.0, got 1.7.2' in done.stderr
+
+
+@pytest.mark.parametrize('scope', ['mmpretrain', 'mmdet'])
+def test_inherit_from_installed_package(scope, tmp_path):
+    """A config of the user with `mmpsvit::`, under any default scope."""
+    (tmp_path / 'mine.py').write_text(
+        f"""_base_ = 'mmpsvit::psvit/ti14.py'
+default_scope = {scope!r}
+model = dict(head=dict(num_classes=7))
+train_dataloader = val_dataloader = test_dataloader = None
+train_cfg = val_cfg = test_cfg = val_evaluator = test_evaluator = None
+optim_wrapper = param_scheduler = None
+"""
+    )
+    done = run_python(
+        """
+import mmpsvit
+from mmengine.config import Config
+from mmengine.runner import Runner
+cfg = Config.fromfile('mine.py')
+cfg.work_dir = 'work'
+model = Runner.from_cfg(cfg).model
+print(type(model).__name__, type(model.backbone).__name__, model.head.num_classes)
+""",
+        tmp_path,
+    )
+    assert done.stdout.strip().endswith('ImageClassifier PSViT 7'), done.stderr
+    # Every type is found in the scope that its config names.
+    assert 'Failed to search registry' not in done.stdout + done.stderr
+
+
+def test_wheel_holds_configs(root, tmp_path):
+    source = tmp_path / 'source'
+    shutil.copytree(
+        root,
+        source,
+        ignore=shutil.ignore_patterns('.*', 'data', 'work_dirs', 'build', '*.egg-info'),
+    )
+    pip = [sys.executable, '-m', 'pip', 'wheel', '--quiet']
+    options = ['--no-deps', '--no-build-isolation', '--wheel-dir', str(tmp_path)]
+    subprocess.run([*pip, *options, str(source)], check=True)
+    (wheel,) = tmp_path.glob('mmpsvit-*.whl')
+    names = zipfile.ZipFile(wheel).namelist()
+    assert 'mmpsvit/.mim/model-index.yml' in names
+    assert 'mmpsvit/.mim/configs/psvit/b14.py' in names
+    assert 'mmpsvit/.mim/configs/_base_/models/psvit_b14.py' in names
+    metadata = next(name for name in names if name.endswith('METADATA'))
+    requires = zipfile.ZipFile(wheel).read(metadata).decode()
+    plain = [
+        line
+        for line in requires.split('\n')
+        if line.startswith('Requires-Dist') and 'extra' not in line
+    ]
+    assert plain
+    assert not any('mm' in line for line in plain), plain

@@ -1,0 +1,331 @@
+# Copyright (c) mmpsvit contributors.
+"""Training, testing, resuming and picturing as subprocesses on small folders."""
+
+import json
+import os
+import pickle
+import re
+import stat
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+CLASSES = ['circle', 'square', 'star']
+
+
+@pytest.fixture
+def small(root, image_folder):
+    """Config and overrides of a small classifier on a small folder of images."""
+    folder = image_folder('images', CLASSES, per_class=4)
+    config = root / 'configs' / 'cluttered_digits' / 'psvit.py'
+    options = [
+        '--cfg-options',
+        'model.head.num_classes=3',
+        'data_preprocessor.num_classes=3',
+        'train_dataloader.batch_size=6',
+        'train_cfg.max_iters=4',
+        'train_cfg.val_interval=2',
+        'default_hooks.checkpoint.interval=2',
+        'default_hooks.logger.interval=1',
+    ]
+    for loader in ('train', 'val', 'test'):
+        options += [
+            f'{loader}_dataloader.dataset.data_root={folder}',
+            f'{loader}_dataloader.num_workers=0',
+        ]
+    return config, options, folder
+
+
+@pytest.fixture
+def trained(small, run_tool, tmp_path):
+    """A checkpoint after four steps."""
+    config, options, _ = small
+    run_tool('tools/train.py', config, '--work-dir', 'work', *options)
+    return tmp_path / 'work' / 'iter_4.pth'
+
+
+def test_train_test_resume_picture(small, run_tool, tmp_path):
+    config, options, folder = small
+    output = run_tool('tools/train.py', config, '--work-dir', 'work', *options)
+    assert 'Iter(val) [1/1]' in output
+    checkpoint = tmp_path / 'work' / 'iter_4.pth'
+    assert (tmp_path / 'work' / 'last_checkpoint').read_text() == str(checkpoint)
+
+    # Resuming goes on after step 4.
+    more = [*options, 'train_cfg.max_iters=6']
+    output = run_tool('tools/train.py', config, '--work-dir', 'work', '--resume', *more)
+    steps = re.findall(r'Iter\(train\) \[(\d)/6\]', output)
+    assert steps == ['5', '6']
+    output = run_tool(
+        'tools/train.py', config, '--work-dir', 'two', '--resume', checkpoint, *more
+    )
+    assert re.findall(r'Iter\(train\) \[(\d)/6\]', output) == ['5', '6']
+
+    # Metrics and predictions agree.
+    common = ('tools/test.py', config, checkpoint, '--work-dir', 'test')
+    run_tool(*common, '--out', 'out/metrics.json', *options)
+    top1 = json.loads((tmp_path / 'out' / 'metrics.json').read_text())['accuracy/top1']
+    run_tool(*common, '--out', 'out/predictions.pkl', *options)
+    predictions = pickle.loads((tmp_path / 'out' / 'predictions.pkl').read_bytes())
+    assert len(predictions) == 12
+    right = [int(p['pred_label'] == p['gt_label']) for p in predictions]
+    assert top1 == pytest.approx(100 * np.mean(right))
+    # No temporary file is left.
+    assert sorted(os.listdir(tmp_path / 'out')) == ['metrics.json', 'predictions.pkl']
+
+    # Flip averaging: the mean of the scores of each image and its mirror image.
+    run_tool(*common, '--tta', '--out', 'tta.pkl', *options)
+    averaged = pickle.loads((tmp_path / 'tta.pkl').read_bytes())
+    for path in folder.glob('val/*/*.png'):
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    run_tool(*common, '--out', 'flipped.pkl', *options)
+    flipped = pickle.loads((tmp_path / 'flipped.pkl').read_bytes())
+    for one, mirror, mean in zip(predictions, flipped, averaged, strict=True):
+        expected = (one['pred_score'] + mirror['pred_score']) / 2
+        torch.testing.assert_close(mean['pred_score'], expected, atol=1e-5, rtol=0)
+
+
+def test_picture(small, trained, run_tool, tmp_path):
+    config, options, folder = small
+    arguments = ('tools/visualization/vis_sampling.py', config, trained)
+    output = run_tool(*arguments, folder / 'val', '--out', 'pictures/all.png', *options)
+    assert '8 images drawn' in output
+    picture = np.asarray(Image.open(tmp_path / 'pictures' / 'all.png').convert('RGB'))
+    # The final points are drawn in their colour, in every panel.
+    pink = (np.abs(picture.astype(int) - (255, 45, 120)).sum(-1) < 30).nonzero()
+    height, width = picture.shape[:2]
+    panels = set(zip(2 * pink[0] // height, 4 * pink[1] // width, strict=True))
+    assert panels >= {(row, column) for row in (0, 1) for column in range(4)}
+
+    (image, *_) = folder.glob('val/*/*.png')
+    output = run_tool(*arguments, image, '--out', 'one.pdf', *options)
+    assert '1 images drawn' in output
+    assert (tmp_path / 'one.pdf').stat().st_size > 1000
+
+
+def test_two_processes_train_as_one_job(small, run_tool, tmp_path, free_port):
+    config, options, _ = small
+    output = run_tool(
+        'tools/dist_train.sh',
+        config,
+        2,
+        '--work-dir',
+        'a folder',
+        *options,
+        'train_dataloader.batch_size=3',
+        PORT=free_port,
+    )
+    assert 'GPU number: 2' in output
+    checkpoint = tmp_path / 'a folder' / 'iter_4.pth'
+    output = run_tool(
+        'tools/dist_test.sh',
+        config,
+        checkpoint,
+        2,
+        '--out',
+        'two.json',
+        *options,
+        PORT=free_port,
+    )
+    two = json.loads((tmp_path / 'two.json').read_text())
+    run_tool('tools/test.py', config, checkpoint, '--out', 'one.json', *options)
+    assert two == json.loads((tmp_path / 'one.json').read_text())
+
+
+def test_imagenet_config_in_two_processes(root, run_tool, tmp_path, free_port):
+    """`tools/dist_train.sh configs/psvit/b14.py 2` on a tree of 1000 class folders."""
+    rng = np.random.default_rng(0)
+    for split in ('train', 'val'):
+        for index in range(1000):
+            folder = tmp_path / 'imagenet' / split / f'n{index:08d}'
+            folder.mkdir(parents=True)
+            pixels = rng.integers(0, 255, (8, 10, 3), dtype=np.uint8)
+            image = Image.fromarray(pixels).resize((100, 80))
+            image.save(folder / f'{folder.name}_1.JPEG')
+    options = ['train_cfg.max_epochs=1', 'default_hooks.logger.interval=1']
+    for loader, count in (('train', 12), ('val', 5)):
+        options += [
+            f'{loader}_dataloader.dataset.data_root={tmp_path / "imagenet"}',
+            f'{loader}_dataloader.dataset.indices={count}',
+            f'{loader}_dataloader.batch_size=3',
+            f'{loader}_dataloader.num_workers=0',
+        ]
+    config = root / 'configs' / 'psvit' / 'b14.py'
+    arguments = ('tools/dist_train.sh', config, 2, '--work-dir', 'work')
+    output = run_tool(
+        *arguments, '--auto-scale-lr', '--cfg-options', *options, PORT=free_port
+    )
+    assert 'Epoch(train) [1][2/2]' in output
+    assert 'accuracy/top5' in output
+    # 2 x 3 images instead of 512: the learning rate is scaled by 6 / 512.
+    assert 'LR has been automatically scaled from 0.0005 to 5.859375e-06' in output
+    state = torch.load(tmp_path / 'work' / 'epoch_1.pth', weights_only=False)
+    # The averaged weights are what is validated and saved under state_dict.
+    assert 'ema_state_dict' in state
+
+
+def test_malicious_checkpoint_executes_nothing(small, run_tool, tmp_path):
+    config, options, folder = small
+    trap = tmp_path / 'executed'
+
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(trap),)
+
+    file = tmp_path / 'strange.pth'
+    torch.save(dict(state_dict={}, meta=Malicious()), file)
+    for arguments in (
+        ('tools/test.py', config, file, *options),
+        ('tools/train.py', config, '--resume', file, *options),
+        ('tools/train.py', config, *options, f'load_from={file}'),
+        (
+            'tools/train.py',
+            config,
+            *options,
+            'model.init_cfg.type=Pretrained',
+            f'model.init_cfg.checkpoint={file}',
+        ),
+        (
+            'tools/visualization/vis_sampling.py',
+            config,
+            file,
+            folder,
+            '--out',
+            'x.png',
+            *options,
+        ),
+    ):
+        output = run_tool(*arguments, code=1)
+        assert f'error: checkpoint {file} is refused' in output
+        assert 'Traceback' not in output
+        assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    ('script', 'arguments', 'message'),
+    [
+        ('train.py', ['nowhere.py'], 'argument config: nowhere.py does not exist'),
+        ('train.py', ['CONFIG', '--resume', 'no.pth'], 'argument --resume: no.pth'),
+        ('train.py', ['CONFIG', '--auto-scale-lr'], 'argument --auto-scale-lr'),
+        ('train.py', ['CONFIG', '--launcher', 'x'], 'argument --launcher: invalid'),
+        ('test.py', ['CONFIG', 'no.pth'], 'argument checkpoint: no.pth'),
+        ('test.py', ['CONFIG', 'SELF', '--out', 'x.txt'], 'argument --out: pred need'),
+        ('test.py', ['CONFIG', 'SELF', '--out-item', 'pred'], 'argument --out-item'),
+        ('test.py', ['SELF', 'SELF'], 'cannot be read as a config'),
+        ('vis', ['CONFIG', 'no.pth', '.', '--out', 'x.png'], 'argument checkpoint'),
+        ('vis', ['CONFIG', 'SELF', 'none.png', '--out', 'x.png'], 'argument images'),
+        (
+            'vis',
+            ['CONFIG', 'SELF', '.', '--out', 'x.png', '--columns', '0'],
+            'argument --columns: must be at least 1, got 0',
+        ),
+    ],
+)
+def test_mistakes_are_told_in_one_line(script, arguments, message, run_tool, root):
+    config = root / 'configs' / 'cluttered_digits' / 'psvit.py'
+    readme = root / 'README.md'
+    script = 'visualization/vis_sampling.py' if script == 'vis' else script
+    arguments = [{'CONFIG': config, 'SELF': readme}.get(a, a) for a in arguments]
+    output = run_tool(f'tools/{script}', *arguments, code=2)
+    assert message in output
+    assert 'Traceback' not in output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine without CUDA')
+@pytest.mark.parametrize('script', ['train.py', 'test.py'])
+def test_amp_needs_cuda(script, run_tool, root):
+    config = root / 'configs' / 'cluttered_digits' / 'psvit.py'
+    checkpoint = [root / 'README.md'] if script == 'test.py' else []
+    output = run_tool(f'tools/{script}', config, *checkpoint, '--amp', code=2)
+    assert 'argument --amp: mixed precision needs a CUDA device' in output
+
+
+def test_mistakes_of_the_picture(small, trained, run_tool, tmp_path):
+    config, options, _ = small
+    arguments = ('tools/visualization/vis_sampling.py', config, trained)
+    (tmp_path / 'empty').mkdir()
+    output = run_tool(*arguments, 'empty', '--out', 'x.png', *options, code=1)
+    assert 'error: argument images: no images below empty' in output
+    (tmp_path / 'text.png').write_text('no image')
+    output = run_tool(*arguments, 'text.png', '--out', 'x.png', *options, code=1)
+    assert 'text.png cannot be read as an image' in output
+    other = [*options, 'model.head.num_classes=5']
+    (tmp_path / 'fine.png').write_bytes(b'')
+    output = run_tool(*arguments, 'fine.png', '--out', 'x.png', *other, code=1)
+    assert 'does not fit the config' in output
+    assert not (tmp_path / 'x.png').exists()
+
+
+def fake_srun(folder, body: str) -> str:
+    """A stand-in for srun, first in PATH."""
+    path = folder / 'bin' / 'srun'
+    path.parent.mkdir()
+    path.write_text('#!/usr/bin/env bash\n' + body)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return f'{path.parent}{os.pathsep}{os.environ["PATH"]}'
+
+
+def test_slurm_command_line(run_tool, tmp_path):
+    """Options reach srun and the script as they are, spaces included."""
+    path = fake_srun(tmp_path, 'printf "%s\\n" "$@"\n')
+    output = run_tool(
+        'tools/slurm_train.sh',
+        'gpus',
+        'my job',
+        'my config.py',
+        'my work',
+        '--cfg-options',
+        'a="b c"',
+        PATH=path,
+        GPUS='4',
+        SRUN_ARGS='--qos=high --time=60',
+    )
+    lines = output.strip().split('\n')
+    assert lines[:2] == ['--partition=gpus', '--job-name=my job']
+    assert {'--ntasks=4', '--ntasks-per-node=4', '--gres=gpu:4'} <= set(lines)
+    assert {'--qos=high', '--time=60', '--kill-on-bad-exit=1'} <= set(lines)
+    assert lines[-7:] == [
+        'my config.py',
+        '--work-dir',
+        'my work',
+        '--cfg-options',
+        'a="b c"',
+        '--launcher',
+        'slurm',
+    ]
+    output = run_tool('tools/slurm_test.sh', 'p', 'j', 'c.py', 'x.pth', PATH=path)
+    assert output.strip().split('\n')[-4:] == ['c.py', 'x.pth', '--launcher', 'slurm']
+
+
+def test_slurm_launcher_on_the_cpu(small, run_tool, tmp_path, free_port):
+    """Two tasks of a stand-in for srun train together."""
+    body = """
+while [[ $1 == --* ]]; do shift; done
+for rank in 0 1; do
+    SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_NTASKS=2 "$@" &
+done
+wait -n && wait -n
+"""
+    config, options, _ = small
+    output = run_tool(
+        'tools/slurm_train.sh',
+        'partition',
+        'job',
+        config,
+        'work',
+        *options,
+        PATH=fake_srun(tmp_path, body),
+        MASTER_ADDR='127.0.0.1',
+        MASTER_PORT=free_port,
+        CUDA_VISIBLE_DEVICES='',
+    )
+    assert 'GPU number: 2' in output
+    assert (tmp_path / 'work' / 'iter_4.pth').exists()
+
+
+def test_launchers_explain_themselves(run_tool):
+    for script in ('dist_train', 'dist_test', 'slurm_train', 'slurm_test'):
+        output = run_tool(f'tools/{script}.sh', code=2)
+        assert f'{script}.sh' in output and output.startswith('Usage: ')
