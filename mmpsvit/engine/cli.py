@@ -38,23 +38,25 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Config:
-    """Read ``args.config`` and apply ``args.cfg_options``.
+def read_config(
+    parser: argparse.ArgumentParser, path: str, options: dict | None = None
+) -> Config:
+    """Read a config file and apply ``--cfg-options``.
 
     A mistake of the user ends the process with code 2 and one line.
     """
-    if not Path(args.config).is_file():
-        parser.error(f'argument config: {args.config} does not exist')
+    if not Path(path).is_file():
+        parser.error(f'argument config: {path} does not exist')
     try:
-        cfg = Config.fromfile(args.config)
+        cfg = Config.fromfile(path)
     except Exception as error:
         reason = ' '.join(str(error).split())
         parser.error(
-            f'argument config: {args.config} cannot be read as a config '
+            f'argument config: {path} cannot be read as a config '
             f'({type(error).__name__}: {reason})'
         )
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    if options is not None:
+        cfg.merge_from_dict(options)
     return cfg
 
 
@@ -63,7 +65,7 @@ def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Co
 
     A mistake of the user ends the process with code 2 and one line.
     """
-    cfg = read_config(parser, args)
+    cfg = read_config(parser, args.config, args.cfg_options)
     if args.amp and not torch.cuda.is_available():
         parser.error('argument --amp: mixed precision needs a CUDA device')
     cfg.launcher = args.launcher

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose, pseudo_collate
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -65,7 +66,7 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
     check_file(parser, 'checkpoint', args.checkpoint)
     if not Path(args.images).exists():
         parser.error(f'argument images: {args.images} does not exist')
-    return args, read_config(parser, args)
+    return args, read_config(parser, args.config, args.cfg_options)
 
 
 def list_images(path: str, count: int, seed: int) -> list[Path]:
@@ -85,6 +86,8 @@ def list_images(path: str, count: int, seed: int) -> list[Path]:
 
 def build_model(cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, list]:
     """Build the model with the checkpoint's weights; also return the class names."""
+    # Otherwise the library's remarks on the model hide the tool's own lines.
+    MMLogger.get_instance('vis_sampling', log_level='WARNING')
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     model_cfg = cfg.model
     if 'data_preprocessor' in cfg:

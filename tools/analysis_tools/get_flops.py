@@ -1,0 +1,93 @@
+# Copyright (c) mmpsvit contributors.
+"""Count parameters and multiply-adds of configs, one row each.
+
+    python tools/analysis_tools/get_flops.py configs/psvit/*.py
+    python tools/analysis_tools/get_flops.py configs/psvit/b14.py --shape 256 192
+
+Counted are convolutions, linear layers, attention and the bilinear sampling; norms
+and activations are not, as in the literature.
+"""
+
+# isort: off
+import mmpsvit  # noqa: F401  First: it says what to install if something is missing.
+# isort: on
+
+import argparse
+import math
+from collections import Counter
+
+import torch
+from mmengine.analysis import FlopAnalyzer
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, init_default_scope
+
+from mmpsvit.engine.cli import read_config
+
+
+def _shape(value) -> list[int]:
+    return value.type().sizes()
+
+
+def count_attention(inputs: list, outputs: list) -> Counter:
+    """The two matrix products of attention; MMEngine's counter leaves them out."""
+    query, key, value = (_shape(tensor) for tensor in inputs[:3])
+    heads = math.prod(query[:-1])
+    return Counter(attention=heads * key[-2] * (query[-1] + value[-1]))
+
+
+def count_sampling(inputs: list, outputs: list) -> Counter:
+    """Four multiply-adds for each sampled number, of the bag that samples points."""
+    return Counter(sampling=4 * math.prod(_shape(outputs[0])))
+
+
+def analyse(cfg: Config, shape: tuple[int, int]) -> tuple[int, int]:
+    """Number of parameters, and of multiply-adds for one image of (H, W) pixels."""
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    model_cfg = cfg.model
+    if 'data_preprocessor' in cfg:
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model = MODELS.build(model_cfg).eval()
+    analyzer = FlopAnalyzer(model, torch.zeros(1, 3, *shape))
+    analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    analyzer.set_op_handle(
+        'aten::scaled_dot_product_attention',
+        count_attention,
+        'aten::embedding_bag',
+        count_sampling,
+        'aten::batch_norm',
+        lambda inputs, outputs: Counter(),
+        'aten::layer_norm',
+        lambda inputs, outputs: Counter(),
+    )
+    with torch.no_grad():
+        return sum(p.numel() for p in model.parameters()), analyzer.total()
+
+
+def main() -> None:
+    """Print a Markdown table."""
+    parser = argparse.ArgumentParser(description='Count parameters and multiply-adds')
+    parser.add_argument('configs', nargs='+', help='config files')
+    parser.add_argument(
+        '--shape',
+        nargs='+',
+        type=int,
+        default=[224],
+        help='size of the image: H W, or one number (default: 224)',
+    )
+    args = parser.parse_args()
+    if len(args.shape) > 2 or min(args.shape) < 1:
+        parser.error(f'argument --shape: H W or one number > 0, got {args.shape}')
+    height, width = args.shape if len(args.shape) == 2 else args.shape * 2
+
+    cfgs = {path: read_config(parser, path) for path in args.configs}
+    print(
+        f'| config ({height} x {width}) | parameters | GMACs |\n| --- | ---: | ---: |'
+    )
+    for path, cfg in cfgs.items():
+        parameters, macs = analyse(cfg, (height, width))
+        print(f'| {path} | {parameters:,} | {macs / 1e9:.3f} |', flush=True)
+
+
+if __name__ == '__main__':
+    main()
