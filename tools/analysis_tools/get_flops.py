@@ -81,9 +81,10 @@ def main() -> None:
     height, width = args.shape if len(args.shape) == 2 else args.shape * 2
 
     cfgs = {path: read_config(parser, path) for path in args.configs}
-    print(
-        f'| config ({height} x {width}) | parameters | GMACs |\n| --- | ---: | ---: |'
-    )
+    # Otherwise MMPretrain's remarks stand between the rows.
+    MMLogger.get_instance('get_flops', log_level='WARNING')
+    print(f'| config ({height} x {width}) | parameters | GMACs |')
+    print('| --- | ---: | ---: |')
     for path, cfg in cfgs.items():
         parameters, macs = analyse(cfg, (height, width))
         print(f'| {path} | {parameters:,} | {macs / 1e9:.3f} |', flush=True)
