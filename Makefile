@@ -5,8 +5,6 @@ PYTHON ?= python3
 VENV ?= .venv
 # Compiled wheels of mmcv, kept between clones.
 WHEEL_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mmpsvit/wheels
-DEMO_DATA ?= data/cluttered_digits
-DEMO_WORK ?= work_dirs/demo
 
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -44,7 +42,7 @@ $(VENV)/.test-ready: $(VENV)/.ready tools/install_mmcv_ops.sh
 	@touch $@
 
 demo: setup
-	@PYTHON='$(PY)' tools/run_demo.sh '$(DEMO_DATA)' '$(DEMO_WORK)'
+	@PYTHON='$(PY)' tools/run_demo.sh
 
 test: setup-test
 	@$(PY) -m pytest
@@ -53,4 +51,4 @@ lint: setup-test
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(DEMO_DATA) $(DEMO_WORK)
+	rm -rf $(VENV) data/cluttered_digits work_dirs/demo

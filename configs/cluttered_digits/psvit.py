@@ -6,7 +6,7 @@ data_root = 'data/cluttered_digits'
 num_classes = 10
 batch_size = 64
 max_iters = 1000
-lr = 1e-3
+lr = 5e-4
 embed_dims = 96
 num_points = 6  # points per side
 
@@ -21,7 +21,7 @@ model = dict(
             num_heads=3,
             feedforward_channels=3 * embed_dims,
             stem_base_channels=32,
-            stem_channels=(embed_dims,),
+            stem_channels=(embed_dims, embed_dims),
         ),
         sampler=dict(
             type='mmpsvit.ProgressiveSampling', num_iters=4, num_points=num_points
