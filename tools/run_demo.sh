@@ -37,8 +37,8 @@ echo "[4/4] drawing where it looks"
 "$python" tools/visualization/vis_sampling.py "$config" "$checkpoint" "$data/val" \
     --out "$work/points.png"
 
-top1=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["accuracy/top1"])' \
-    "$work/metrics.json")
+read_top1='import json, sys; print(round(json.load(sys.stdin)["accuracy/top1"], 1))'
+top1=$("$python" -c "$read_top1" <"$work/metrics.json")
 cat <<SUMMARY
 
 top-1       $top1 %

@@ -73,9 +73,6 @@ def draw_sampling(axes: Axes, image: np.ndarray, trajectory: np.ndarray) -> None
     count = trajectory.shape[1]
     # Marker size in points, so that the dots of a grid never touch.
     size = min(6.0, 0.3 * 72 * _width_in_inches(axes) / math.sqrt(count))
-    axes.plot(
-        *trajectory[0].T, 'o', color=_START, markersize=0.5 * size, alpha=0.45, mew=0
-    )
     # One line per point: (num_iters, N) columns
     axes.plot(
         trajectory[..., 0],
@@ -86,6 +83,15 @@ def draw_sampling(axes: Axes, image: np.ndarray, trajectory: np.ndarray) -> None
         path_effects=[
             patheffects.withStroke(linewidth=0.18 * size + 0.8, foreground=_RIM)
         ],
+    )
+    axes.plot(
+        *trajectory[0].T,
+        'o',
+        color=_START,
+        markersize=0.6 * size,
+        alpha=0.7,
+        markeredgecolor=_RIM,
+        markeredgewidth=0.1 * size,
     )
     axes.plot(
         *trajectory[-1].T,
@@ -124,16 +130,25 @@ def sampling_figure(
     """
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
-    figure = Figure(
-        figsize=(3.2 * columns, 3.5 * rows + 0.3), dpi=120, facecolor='white'
-    )
+    # In inches: a panel with its title, and a line for the legend.
+    side, title, legend, gap = 3.2, 0.34, 0.4, 0.06
+    width = columns * (side + gap) + gap
+    height = rows * (side + title) + legend
+    figure = Figure(figsize=(width, height), dpi=110, facecolor='white')
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    figure.subplots_adjust(0.01, 0.3 / (3.5 * rows + 0.3), 0.99, 0.93, 0.04, 0.14)
-    for axes, image, trajectory, title in zip(
+    figure.subplots_adjust(
+        left=gap / width,
+        right=1 - gap / width,
+        bottom=legend / height,
+        top=1 - title / height,
+        wspace=gap / side,
+        hspace=title / side,
+    )
+    for axes, image, trajectory, text in zip(
         grid, images, trajectories, titles, strict=False
     ):
         draw_sampling(axes, image, trajectory)
-        axes.set_title(title, fontsize=11, color='#222222')
+        axes.set_title(text, fontsize=11, color=_RIM)
     for axes in grid[len(images) :]:
         axes.set_axis_off()
     figure.legend(
@@ -142,7 +157,7 @@ def sampling_figure(
         ncols=3,
         fontsize=10,
         frameon=False,
-        labelcolor='#222222',
+        labelcolor=_RIM,
     )
     return figure
 
@@ -152,7 +167,9 @@ def _legend_handles(num_iters: int) -> list:
 
     marker = dict(linestyle='none', marker='o')
     return [
-        Line2D([], [], **marker, color='#b8bec6', markersize=4, label='start grid'),
+        Line2D(
+            [], [], **marker, color='white', mec=_RIM, markersize=4, label='start grid'
+        ),
         Line2D([], [], color='#c9a400', linewidth=1.5, label='path'),
         Line2D(
             [], [], **marker, color=_END, markersize=7, label=f'iteration {num_iters}'

@@ -124,6 +124,21 @@ def test_stem_gives_a_channels_last_map():
     )
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    """A training step under autocast; points in float32, gradients finite."""
+    backbone = small().train()
+    sampled = []
+    backbone.sampler.register_forward_hook(lambda *args: sampled.append(args[-1]))
+    with torch.autocast('cpu', dtype):
+        (out,) = backbone(torch.randn(2, 3, 64, 64))
+    out.float().square().mean().backward()
+    assert out.isfinite().all()
+    assert sampled[0].points.dtype == torch.float32
+    for name, parameter in backbone.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+
+
 @pytest.mark.parametrize('share_weights', [False, True])
 @pytest.mark.parametrize('out_type', ['cls_token', 'avg_featmap'])
 def test_every_parameter_gets_a_gradient(share_weights, out_type):

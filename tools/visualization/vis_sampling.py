@@ -43,12 +43,11 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
     parser.add_argument('images', help='an image, or a folder of images (recursive)')
     parser.add_argument('--out', required=True, help='file of the picture, e.g. .png')
     parser.add_argument(
-        '--num-images', type=int, default=8, help='images at most (default: 8)'
+        '--num-images', type=int, default=8, help='how many of a folder (default: 8)'
     )
     parser.add_argument(
         '--columns', type=int, default=4, help='images per row (default: 4)'
     )
-    parser.add_argument('--seed', type=int, default=0, help='which images of a folder')
     parser.add_argument('--device', default='cpu', help='device (default: cpu)')
     parser.add_argument(
         '--cfg-options',
@@ -69,8 +68,8 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
     return args, read_config(parser, args.config, args.cfg_options)
 
 
-def list_images(path: str, count: int, seed: int) -> list[Path]:
-    """The image itself, or a random choice of the images below a folder."""
+def list_images(path: str, count: int) -> list[Path]:
+    """The image itself, or images of a folder, evenly spread over the sorted ones."""
     if Path(path).is_file():
         return [Path(path)]
     found = sorted(
@@ -78,10 +77,8 @@ def list_images(path: str, count: int, seed: int) -> list[Path]:
     )
     if not found:
         raise InputError(f'argument images: no images below {path}')
-    if len(found) <= count:
-        return found
-    chosen = np.random.default_rng(seed).choice(len(found), count, replace=False)
-    return [found[index] for index in sorted(chosen)]
+    chosen = np.linspace(0, len(found) - 1, min(count, len(found))).astype(int)
+    return [found[index] for index in chosen]
 
 
 def build_model(cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, list]:
@@ -116,7 +113,7 @@ def title_of(prediction, classes: list) -> str:
 
 def draw(args: argparse.Namespace, cfg: Config) -> None:
     """Run the model on the images and write the picture."""
-    paths = list_images(args.images, args.num_images, args.seed)
+    paths = list_images(args.images, args.num_images)
     model, classes = build_model(cfg, args.checkpoint, args.device)
     pipeline = Compose(
         [t for t in cfg.test_dataloader.dataset.pipeline if 'LoadAnn' not in t['type']]
