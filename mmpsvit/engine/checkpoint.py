@@ -19,7 +19,11 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils.dl_utils import load_url
 
 
-class UnsafeCheckpointError(RuntimeError):
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read."""
+
+
+class UnsafeCheckpointError(CheckpointError):
     """A checkpoint holds objects other than weights and MMEngine's training state."""
 
 
@@ -40,10 +44,12 @@ def _refusing(filename: str) -> Iterator[None]:
             f'checkpoint {filename} is refused: it is damaged, or holds objects that '
             f'could run code when loaded ({reason})'
         ) from None
-    except (EOFError, RuntimeError) as error:
+    # What a damaged file makes the unpickler raise can be anything.
+    except Exception as error:
         reason = str(error).split('\n')[0]
-        raise RuntimeError(
-            f'checkpoint {filename} cannot be read; it may be damaged ({reason})'
+        raise CheckpointError(
+            f'checkpoint {filename} cannot be read; it may be damaged '
+            f'({type(error).__name__}: {reason})'
         ) from None
 
 
@@ -61,9 +67,9 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        UnsafeCheckpointError: If the file is not a checkpoint, or holds objects that
-            could execute code. Nothing has been executed then.
-        RuntimeError: If the file is damaged.
+        UnsafeCheckpointError: If the file holds objects that could execute code.
+            Nothing has been executed then.
+        CheckpointError: If the file is damaged, or no checkpoint at all.
     """
     path = Path(filename).expanduser()
     if not path.is_file():

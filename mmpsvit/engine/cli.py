@@ -11,7 +11,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from .checkpoint import UnsafeCheckpointError, use_safe_loading
+from .checkpoint import CheckpointError, use_safe_loading
 from .distributed import close_distributed, prepare_distributed
 
 
@@ -114,7 +114,7 @@ def run_main(main) -> None:
     use_safe_loading()
     try:
         main()
-    except UnsafeCheckpointError as error:
+    except CheckpointError as error:
         sys.exit(f'{os.path.basename(sys.argv[0])}: error: {error}')
     finally:
         close_distributed()

@@ -9,7 +9,12 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from mmpsvit.engine import UnsafeCheckpointError, load_checkpoint, use_safe_loading
+from mmpsvit.engine import (
+    CheckpointError,
+    UnsafeCheckpointError,
+    load_checkpoint,
+    use_safe_loading,
+)
 
 
 class Malicious:
@@ -71,15 +76,15 @@ def test_damaged_and_missing_files(tmp_path):
     torch.save(dict(weight=torch.ones(1000)), whole)
     damaged = tmp_path / 'damaged.pth'
     damaged.write_bytes(whole.read_bytes()[:-700])
-    with pytest.raises(RuntimeError, match=r'damaged\.pth cannot be read'):
+    with pytest.raises(CheckpointError, match=r'damaged\.pth cannot be read'):
         load_checkpoint(damaged)
     empty = tmp_path / 'empty.pth'
     empty.touch()
-    with pytest.raises(RuntimeError, match=r'empty\.pth cannot be read'):
+    with pytest.raises(CheckpointError, match=r'empty\.pth cannot be read'):
         load_checkpoint(empty)
     text = tmp_path / 'text.pth'
     text.write_text('these are no weights')
-    with pytest.raises(UnsafeCheckpointError, match=r'text\.pth is refused'):
+    with pytest.raises(CheckpointError, match=r'checkpoint .*text\.pth'):
         load_checkpoint(text)
     with pytest.raises(FileNotFoundError, match=r'missing\.pth does not exist'):
         load_checkpoint(tmp_path / 'missing.pth')
