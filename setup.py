@@ -59,7 +59,14 @@ setup(
     cmdclass={'build_py': BuildPyWithConfigs},
     # Either family of distributions may provide mmengine, mmcv, mmpretrain and
     # mmdet; naming one here would pull it in over the other.
-    install_requires=['torch>=2.1', 'torchvision', 'numpy', 'matplotlib', 'pillow'],
+    install_requires=[
+        'torch>=2.6',
+        'torchvision',
+        'numpy',
+        'matplotlib',
+        'packaging',
+        'pillow',
+    ],
     extras_require={
         'onedl': ['onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain'],
         'mmdet': ['onedl-mmdetection'],

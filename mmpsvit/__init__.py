@@ -3,11 +3,18 @@
 
 from importlib import import_module
 
+from packaging.version import Version
+
 from .version import __version__
 
-# Either family of distributions provides these modules: the maintained onedl-*
-# ones, or the original ones of OpenMMLab.
-_REQUIRED = {'mmengine': '0.10.0', 'mmcv': '2.1.0', 'mmpretrain': '1.2.0'}
+# Either family of distributions provides the last three: the maintained onedl-* ones,
+# or the original ones of OpenMMLab.
+_REQUIRED = {
+    'torch': '2.6.0',
+    'mmengine': '0.10.0',
+    'mmcv': '2.1.0',
+    'mmpretrain': '1.2.0',
+}
 
 
 def _check_requirements() -> None:
@@ -27,9 +34,7 @@ def _check_requirements() -> None:
                 f'({error}). {remedy}'
             ) from error
         version = module.__version__
-        # mmengine is the first of the three and has been found by now.
-        digit_version = import_module('mmengine.utils').digit_version
-        if digit_version(version) < digit_version(minimum):
+        if Version(version) < Version(minimum):
             raise ImportError(
                 f'mmpsvit needs {name} >= {minimum}, got {version}. {remedy}'
             )

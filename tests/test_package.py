@@ -1,6 +1,7 @@
 # Copyright (c) mmpsvit contributors.
 """The installed package: registry, requirements, configs inside the package."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -38,7 +39,7 @@ print(type(model).__name__, type(model.sampler).__name__)
     assert done.stdout.split() == ['PSViT', 'ProgressiveSampling'], done.stderr
 
 
-@pytest.mark.parametrize('name', ['mmengine', 'mmcv', 'mmpretrain'])
+@pytest.mark.parametrize('name', ['torch', 'mmengine', 'mmcv', 'mmpretrain'])
 def test_missing_requirement(name, tmp_path):
     done = run_python(
         f'import sys; sys.modules[{name!r}] = None; import mmpsvit', tmp_path
@@ -83,6 +84,53 @@ print(type(model).__name__, type(model.backbone).__name__, model.head.num_classe
     assert done.stdout.strip().endswith('ImageClassifier PSViT 7'), done.stderr
     # Every type is found in the scope that its config names.
     assert 'Failed to search registry' not in done.stdout + done.stderr
+
+
+def test_example_of_the_readme(root, run_tool, image_folder, tmp_path):
+    """The inherited config of the README trains on a folder of images."""
+    (code,) = (
+        block
+        for block in re.findall(
+            r'```python\n(.*?)```', (root / 'README.md').read_text(), re.DOTALL
+        )
+        if '_base_' in block
+    )
+    (tmp_path / 'my_config.py').write_text(code)
+    image_folder('data/mine', [f'class{i}' for i in range(37)], per_class=1)
+    output = run_tool(
+        'tools/train.py',
+        'my_config.py',
+        '--cfg-options',
+        'train_cfg.max_epochs=1',
+        'train_dataloader.batch_size=2',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.dataset.indices=2',
+        'val_dataloader.num_workers=0',
+        'val_dataloader.dataset.indices=2',
+    )
+    assert 'accuracy/top1' in output
+    assert 'Failed to search registry' not in output
+    assert (tmp_path / 'work_dirs' / 'my_config' / 'epoch_1.pth').exists()
+
+
+def test_model_index(root, tmp_path):
+    """Names, parameters and configs of the model index, as MMPretrain reads it."""
+    done = run_python(
+        f"""
+import mmpsvit
+from mmpretrain import ModelHub, get_model
+ModelHub.register_model_index({str(root / 'model-index.yml')!r}, {str(root)!r})
+for info in list(ModelHub._models_dict.values()):
+    if info.name.startswith('psvit'):
+        model = get_model(info.name)
+        print(info.name, sum(p.numel() for p in model.parameters()))
+        assert info.metadata.parameters == sum(p.numel() for p in model.parameters())
+""",
+        tmp_path,
+    )
+    names = [line.split()[0] for line in done.stdout.split('\n') if line[:5] == 'psvit']
+    variants = ('ti14', 'b10', 'b12', 'b14', 'b16', 'b18')
+    assert names == [f'psvit-{name}_8xb64_in1k' for name in variants], done.stderr
 
 
 def test_wheel_holds_configs(root, tmp_path):

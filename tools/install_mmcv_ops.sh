@@ -9,6 +9,10 @@ set -euo pipefail
 
 python=$1
 wheel_dir=$2
+if ! command -v nvcc >/dev/null && [ -z "${CUDA_HOME:-}" ]; then
+    # Without a CUDA compiler, mmcv's build must not see a GPU.
+    export CUDA_VISIBLE_DEVICES=
+fi
 version=$(sed -n 's/^onedl-mmcv==//p' "$(dirname "$0")/../constraints.txt")
 key=$("$python" - <<'PY'
 import platform

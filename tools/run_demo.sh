@@ -16,15 +16,22 @@ export PYTHONWARNINGS='ignore:Fail to import:UserWarning'
 echo "[1/4] data: $data"
 "$python" tools/dataset_converters/make_cluttered_digits.py "$data"
 
-# The mark holds the config that it belongs to: a changed config is trained anew.
-mark=$work/trained.py
-if cmp --silent "$config" "$mark"; then
+# A work dir belongs to the config that it was begun with.
+begun=$work/begun_with.py
+if [ ! -e "$begun" ]; then
+    mkdir -p "$work"
+    cp "$config" "$begun.new"
+    mv "$begun.new" "$begun"
+elif ! cmp --silent "$config" "$begun"; then
+    echo "error: $config has changed since $work was begun: move $work away" >&2
+    exit 1
+fi
+if [ -e "$work/finished" ]; then
     echo "[2/4] training: already finished in $work"
 else
     echo "[2/4] training: about 5 minutes on 2 cores"
     "$python" tools/train.py "$config" --work-dir "$work" --resume
-    cp "$config" "$mark.new"
-    mv "$mark.new" "$mark"
+    touch "$work/finished"
 fi
 checkpoint=$(cat "$work/last_checkpoint")
 log=$(ls -t "$work"/[0-9]*/*.log | head -n 1)

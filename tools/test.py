@@ -77,7 +77,10 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
 
 
 def _use_tta(parser: argparse.ArgumentParser, cfg: Config) -> None:
-    if 'tta_model' not in cfg:
+    if 'tta_model' in cfg:
+        if 'tta_pipeline' not in cfg:
+            parser.error('argument --tta: the config has a tta_model, no tta_pipeline')
+    else:
         if cfg.model.type.split('.')[-1] != 'ImageClassifier':
             parser.error(
                 'argument --tta: the config has no tta_model, and averaging over '

@@ -12,6 +12,7 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 import argparse
 
 from mmengine.config import Config
+from mmengine.runner import find_latest_checkpoint
 
 from mmpsvit.engine.cli import (
     add_common_arguments,
@@ -63,12 +64,15 @@ def parse_args() -> Config:
                 'auto_scale_lr.base_batch_size'
             )
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
+    if args.resume == 'auto':
+        # The first run of a job that always resumes still starts from load_from.
+        cfg.resume = find_latest_checkpoint(cfg.work_dir) is not None
+        if cfg.resume:
+            cfg.load_from = None
+    elif args.resume is not None:
+        check_file(parser, '--resume', args.resume)
         cfg.resume = True
-        cfg.load_from = None
-        if args.resume != 'auto':
-            check_file(parser, '--resume', args.resume)
-            cfg.load_from = args.resume
+        cfg.load_from = args.resume
     set_dataloader_defaults(cfg, not args.no_pin_memory, not args.no_persistent_workers)
     return cfg
 

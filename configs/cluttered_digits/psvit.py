@@ -43,7 +43,10 @@ data_preprocessor = dict(
     to_rgb=True,
 )
 
-pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+pipeline = [
+    dict(_scope_='mmpretrain', type='LoadImageFromFile'),
+    dict(_scope_='mmpretrain', type='PackInputs'),
+]
 train_dataloader = dict(
     batch_size=batch_size,
     num_workers=1,
@@ -54,7 +57,7 @@ train_dataloader = dict(
         data_prefix='train',
         pipeline=pipeline,
     ),
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(_scope_='mmpretrain', type='InfiniteSampler', shuffle=True),
 )
 val_dataloader = dict(
     batch_size=batch_size,
@@ -66,14 +69,14 @@ val_dataloader = dict(
         data_prefix='val',
         pipeline=pipeline,
     ),
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    sampler=dict(_scope_='mmpretrain', type='DefaultSampler', shuffle=False),
 )
 val_evaluator = dict(_scope_='mmpretrain', type='Accuracy', topk=(1,))
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator
 
 optim_wrapper = dict(
-    optimizer=dict(type='AdamW', lr=lr, weight_decay=0.05),
+    optimizer=dict(_scope_='mmpretrain', type='AdamW', lr=lr, weight_decay=0.05),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,
@@ -83,8 +86,16 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=1.0),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=50),
-    dict(type='CosineAnnealingLR', by_epoch=False, T_max=max_iters, end=max_iters),
+    dict(
+        _scope_='mmpretrain', type='LinearLR', start_factor=0.01, by_epoch=False, end=50
+    ),
+    dict(
+        _scope_='mmpretrain',
+        type='CosineAnnealingLR',
+        by_epoch=False,
+        T_max=max_iters,
+        end=max_iters,
+    ),
 ]
 train_cfg = dict(by_epoch=False, max_iters=max_iters, val_interval=200)
 val_cfg = dict()

@@ -20,6 +20,7 @@ model = dict(
 train_pipeline = [
     *_base_.train_pipeline[:-1],
     dict(
+        _scope_='mmpretrain',
         type='RandomErasing',
         erase_prob=0.25,
         mode='rand',  # noise in each pixel

@@ -2,7 +2,7 @@
 """Loads checkpoints without executing what is in them.
 
 MMEngine falls back to full unpickling, which runs code of the file's author,
-whenever a checkpoint holds more than weights. Here such a file is refused.
+whenever a checkpoint holds more than it expects. Here such a file is refused.
 """
 
 import _codecs
@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
+import numpy as np
 import torch
 from mmengine.dist import barrier, get_rank
+from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils.dl_utils import load_url
 
@@ -27,9 +29,24 @@ class UnsafeCheckpointError(CheckpointError):
     """A checkpoint holds objects other than weights and MMEngine's training state."""
 
 
-def _allowed_globals() -> list[Callable]:
+def _allowed_globals() -> list[Callable | tuple[Callable, str]]:
     """What training checkpoints of MMEngine hold besides tensors."""
-    return [*mmengine_checkpoint.get_torch_safe_globals(), _codecs.encode]
+    multiarray = np._core.multiarray
+    scalars = {type(np.dtype(code)) for code in '?bBhHiIlLqQefdUS'}
+    return [
+        HistoryBuffer,
+        getattr,  # with it, HistoryBuffer names its own methods
+        slice,
+        _codecs.encode,
+        np.ndarray,
+        np.dtype,
+        *scalars,
+        multiarray._reconstruct,
+        multiarray.scalar,
+        # under the names that numpy 1 wrote into its files
+        (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+        (multiarray.scalar, 'numpy.core.multiarray.scalar'),
+    ]
 
 
 @contextlib.contextmanager
@@ -74,8 +91,7 @@ def load_checkpoint(
     path = Path(filename).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {filename} does not exist')
-    with _refusing(str(filename)):
-        return torch.load(path, map_location=map_location, weights_only=True)
+    return _load_file(path, map_location)
 
 
 def load_from_local(filename: str, map_location: str | None = None) -> dict:
@@ -97,12 +113,22 @@ def load_from_http(filename: str, map_location: str | None = None) -> dict:
 
 
 def use_safe_loading() -> None:
-    """Make MMEngine load every local file and URL safely in this process.
+    """Make MMEngine load every checkpoint safely in this process.
 
-    This covers ``load_from``, ``resume`` and ``init_cfg`` alike. The other schemes
-    (pavi, s3, ...) keep MMEngine's loaders.
+    This covers ``load_from``, ``resume`` and ``init_cfg`` alike, local files and URLs.
     """
     CheckpointLoader.register_scheme('', load_from_local, force=True)
     CheckpointLoader.register_scheme(
         ('http://', 'https://'), load_from_http, force=True
     )
+    # The loaders of the other schemes (torchvision, open-mmlab, s3, ...) call these.
+    mmengine_checkpoint.load_from_http = load_from_http
+    mmengine_checkpoint._safe_torch_load = _load_file
+
+
+def _load_file(
+    file, map_location: str | None = None, weights_only: bool = True
+) -> dict:
+    """Load a path or an open file; never in full, whatever ``weights_only`` says."""
+    with _refusing(str(file)):
+        return torch.load(file, map_location=map_location, weights_only=True)

@@ -4,6 +4,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -109,12 +110,12 @@ def build_runner(cfg: Config) -> Runner:
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
-def run_main(main) -> None:
+def run_main(main: Callable[[], None]) -> None:
     """Run a tool's main function with safe loading and short messages for users."""
     use_safe_loading()
     try:
         main()
     except CheckpointError as error:
         sys.exit(f'{os.path.basename(sys.argv[0])}: error: {error}')
-    finally:
-        close_distributed()
+    # Not after an exception: it could wait for the other ranks and hide the message.
+    close_distributed()

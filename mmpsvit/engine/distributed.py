@@ -26,7 +26,7 @@ _RANK_VARIABLES = {
 
 
 def prepare_distributed(cfg: Config) -> None:
-    """Let ``cfg.launcher`` work without CUDA; with CUDA this does nothing.
+    """Let ``cfg.launcher`` work without CUDA; with CUDA, MMEngine does nearly all.
 
     Args:
         cfg (Config): Config of a runner. Gets a ``model_wrapper_cfg`` for the CPU
@@ -36,7 +36,12 @@ def prepare_distributed(cfg: Config) -> None:
         RuntimeError: If the launcher's environment variables are missing.
     """
     launcher = cfg.get('launcher', 'none')
-    if launcher == 'none' or torch.cuda.is_available():
+    if launcher == 'none':
+        return
+    if torch.cuda.is_available():
+        # MMEngine's start-up under MPI sets all variables but LOCAL_RANK.
+        if launcher == 'mpi':
+            _export_rank(launcher)
         return
     _export_rank(launcher)
     timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
@@ -61,13 +66,16 @@ def close_distributed() -> None:
 def _export_rank(launcher: str) -> None:
     """Set the variables that ``init_process_group`` reads."""
     variables = _RANK_VARIABLES[launcher]
+    if launcher == 'mpi':
+        variables += ('MASTER_ADDR',)
     missing = [name for name in variables if name not in os.environ]
     if missing:
         raise RuntimeError(
             f'launcher {launcher!r} needs the environment variables {missing}: start '
-            'this script through tools/dist_train.sh, tools/slurm_train.sh or mpirun'
+            'this script through tools/dist_train.sh, tools/slurm_train.sh, or mpirun '
+            'with MASTER_ADDR set'
         )
-    for name, source in zip(_RANK_VARIABLES['pytorch'], variables, strict=True):
+    for name, source in zip(_RANK_VARIABLES['pytorch'], variables, strict=False):
         os.environ[name] = os.environ[source]
     if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
         hosts = subprocess.run(

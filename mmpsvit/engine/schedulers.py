@@ -17,9 +17,14 @@ class CosineFactorLR(CosineAnnealingLR):
     the rate low, and then stays off by some 5e-6 for good. This one multiplies by the
     ratio of two values of the cosine: after the warm-up the values are exact.
 
-    The arguments are those of ``mmengine.optim.CosineAnnealingLR``, of which
-    ``eta_min_ratio`` is not supported.
+    Args:
+        *args: Arguments of ``mmengine.optim.CosineAnnealingLR``.
+        eta_min (float): Learning rate at the end. Defaults to 0.
+        **kwargs: Other arguments of it, ``eta_min_ratio`` excepted.
     """
+
+    def __init__(self, *args, eta_min: float = 0.0, **kwargs) -> None:
+        super().__init__(*args, eta_min=eta_min, **kwargs)
 
     def _get_value(self) -> list[float]:
         """The values of all parameter groups after this step."""

@@ -8,7 +8,8 @@ centre of a pixel. Outside the map the feature is zero: a corner of the bilinear
 stencil that lies outside contributes nothing, so a point in the border strip
 ``(-1, 0)`` fades towards zero, and a point at or beyond -1 or the size of the map
 samples zero and has no gradient. So does a point with a NaN or infinite
-coordinate, on every device.
+coordinate. (On CUDA a point within float32's rounding of that limit may count as
+just inside, with a sample of zero to rounding.)
 """
 
 import functools
@@ -19,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# mmcv's CUDA kernel counts the elements of one launch in 32-bit integers.
-_MAX_LAUNCH_ELEMENTS = 2**31 - 1
+# mmcv's CUDA kernel addresses the elements of one call with 32-bit integers.
+_MAX_ELEMENTS = 2**31 - 1
 
 
 def prepare_map(feat: Tensor) -> Tensor:
@@ -71,7 +72,8 @@ def sample_points(feat: Tensor, points: Tensor) -> Tensor:
         points = points.to(table.dtype)
 
     sample = _sample_with_torch
-    if feat.is_cuda and points.numel():
+    # mmcv's kernel floors in float32: a float64 point may land a pixel outside.
+    if table.is_cuda and table.dtype == torch.float32 and points.numel():
         sample = _mmcv_sampler() or _sample_with_torch
     return sample(table, points).to(feat.dtype)
 
@@ -174,6 +176,13 @@ def _mmcv_sampler() -> Callable[[Tensor, Tensor], Tensor] | None:
 
 def _sample_with_mmcv(function: type, feat: Tensor, points: Tensor) -> Tensor:
     """Sample with deformable attention's kernel: 1 head, 1 level, 1 point, weight 1."""
+    # One call per chunk of images that the kernel can address.
+    largest = max(feat[0].numel(), points.shape[1] * feat.shape[1], 1)
+    chunk = max(1, _MAX_ELEMENTS // largest)
+    if len(feat) > chunk:
+        parts = zip(feat.split(chunk), points.split(chunk), strict=True)
+        return torch.cat([_sample_with_mmcv(function, *part) for part in parts])
+
     batch, channels, height, width = feat.shape
     # (B, C, H, W) -> (B, H * W, 1 head, C), a view of a channels_last map
     value = feat.permute(0, 2, 3, 1).reshape(batch, height * width, 1, channels)
@@ -190,11 +199,5 @@ def _sample_with_mmcv(function: type, feat: Tensor, points: Tensor) -> Tensor:
         torch.zeros(1, dtype=torch.long, device=feat.device),
         locations,
         locations.new_ones(locations.shape[:-1]),
-        _images_per_launch(batch, feat[0].numel()),
+        batch,  # images per launch, of which the batch must be a multiple
     )
-
-
-def _images_per_launch(batch: int, elements: int) -> int:
-    """The largest divisor of the batch whose maps one launch can address."""
-    limit = max(1, min(batch, _MAX_LAUNCH_ELEMENTS // elements))
-    return next(step for step in range(limit, 0, -1) if batch % step == 0)

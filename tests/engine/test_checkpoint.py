@@ -3,6 +3,7 @@
 
 import os
 
+import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
 import pytest
 import torch
@@ -29,9 +30,15 @@ class Malicious:
 
 @pytest.fixture
 def restore_loaders():
-    schemes = dict(CheckpointLoader._schemes)
+    schemes = CheckpointLoader._schemes.copy()
+    functions = {
+        name: getattr(mmengine_checkpoint, name)
+        for name in ('load_from_http', '_safe_torch_load')
+    }
     yield
     CheckpointLoader._schemes = schemes
+    for name, function in functions.items():
+        setattr(mmengine_checkpoint, name, function)
 
 
 def test_training_checkpoint_loads(tmp_path):
@@ -44,6 +51,7 @@ def test_training_checkpoint_loads(tmp_path):
             message_hub=dict(
                 log_scalars=dict(loss=history),
                 runtime_info=dict(scale=np.float64(0.5), noise=rng.random(3)),
+                kinds=[np.float32(1), np.bool_(True), np.arange(3, dtype=np.int32)],
             ),
         ),
         tmp_path / 'epoch_3.pth',
@@ -52,6 +60,23 @@ def test_training_checkpoint_loads(tmp_path):
     assert loaded['meta']['epoch'] == 3
     assert loaded['message_hub']['log_scalars']['loss'].mean() == 1.5
     assert loaded['message_hub']['runtime_info']['scale'] == 0.5
+
+
+def test_checkpoint_written_under_numpy_1(tmp_path):
+    """There, numpy's functions had another name."""
+    file = tmp_path / 'old.pth'
+    torch.save(
+        dict(scalar=np.float64(2), array=np.ones(3)),
+        file,
+        _use_new_zipfile_serialization=False,
+    )
+    content = file.read_bytes()
+    new, old = b'cnumpy._core.multiarray\n', b'cnumpy.core.multiarray\n'
+    assert new in content
+    file.write_bytes(content.replace(new, old))
+    loaded = load_checkpoint(file)
+    assert loaded['scalar'] == 2
+    assert loaded['array'].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize('through_mmengine', [False, True])
@@ -101,6 +126,12 @@ def test_download_is_safe_too(tmp_path, restore_loaders, monkeypatch):
         'torch.hub.download_url_to_file',
         lambda url, target, *args, **kwargs: os.link(file, target),
     )
-    with pytest.raises(UnsafeCheckpointError, match='is refused'):
-        CheckpointLoader.load_checkpoint('https://example.org/weights.pth')
-    assert not trap.exists()
+    monkeypatch.setattr(
+        mmengine_checkpoint,
+        'get_torchvision_models',
+        lambda: {'resnet18': 'https://example.org/weights.pth'},
+    )
+    for name in ('https://example.org/weights.pth', 'torchvision://resnet18'):
+        with pytest.raises(UnsafeCheckpointError, match='is refused'):
+            CheckpointLoader.load_checkpoint(name)
+        assert not trap.exists()

@@ -125,13 +125,28 @@ def test_stem_gives_a_channels_last_map():
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_autocast(dtype):
+@pytest.mark.parametrize(
+    'device',
+    [
+        'cpu',
+        pytest.param(
+            'cuda',
+            marks=[
+                pytest.mark.cuda,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA'),
+            ],
+        ),
+    ],
+)
+def test_autocast(device, dtype):
     """A training step under autocast; points in float32, gradients finite."""
-    backbone = small().train()
+    backbone = small().to(device).train()
     sampled = []
     backbone.sampler.register_forward_hook(lambda *args: sampled.append(args[-1]))
-    with torch.autocast('cpu', dtype):
-        (out,) = backbone(torch.randn(2, 3, 64, 64))
+    with torch.autocast(device, dtype):
+        (out,) = backbone(torch.randn(2, 3, 64, 64, device=device))
+    # The sum that runs through the layers is not rounded to half precision.
+    assert sampled[0].tokens.dtype == torch.float32
     out.float().square().mean().backward()
     assert out.isfinite().all()
     assert sampled[0].points.dtype == torch.float32

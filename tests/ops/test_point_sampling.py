@@ -280,34 +280,22 @@ def test_wrong_devices_and_dtypes():
         sample_points(feat.long(), points)
 
 
-@pytest.mark.parametrize(
-    ('batch', 'elements', 'expected'),
-    [
-        (100, 10, 100),
-        (1, 2**40, 1),
-        (100, 2**26, 25),  # 31 maps fit into one launch; 25 divides 100
-        (97, 2**26, 1),  # a prime batch that does not fit
-        (64, 2**25, 32),
-    ],
-)
-def test_images_per_launch(batch, elements, expected):
-    step = point_sampling._images_per_launch(batch, elements)
-    assert step == expected
-    assert batch % min(batch, step) == 0
-
-
 def _mmcv_in_python(value, shapes, start, locations, weights, step):
     """Deformable attention by mmcv's own PyTorch implementation."""
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
     assert value.shape[0] % min(value.shape[0], step) == 0
+    assert value.numel() <= point_sampling._MAX_ELEMENTS
     assert shapes.dtype == start.dtype == torch.int64
     assert start.tolist() == [0]
     return multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)
 
 
-def test_arguments_of_mmcv_kernel():
+@pytest.mark.parametrize('images_per_call', [1, 2, 10**6])
+def test_arguments_of_mmcv_kernel(images_per_call, monkeypatch):
     """The kernel itself needs CUDA; what it is handed is checked everywhere."""
+    # 40 points are more than the 5 x 7 pixels of the map.
+    monkeypatch.setattr(point_sampling, '_MAX_ELEMENTS', images_per_call * 8 * 40)
 
     class Function:
         apply = staticmethod(_mmcv_in_python)
@@ -343,14 +331,41 @@ def test_one_warning_without_cuda_ops(monkeypatch):
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
-@pytest.mark.parametrize('batch', [1, 7, 64, 100])
-def test_mmcv_kernel_runs_at_any_batch(batch):
+@pytest.mark.parametrize(
+    ('batch', 'channels', 'size', 'count'),
+    [(1, 64, 14, 49), (7, 192, 9, 16), (100, 384, 14, 49), (32, 384, 56, 196)],
+)
+def test_mmcv_kernel(batch, channels, size, count):
+    """Values and gradients in float32, at any batch size and at B/14's size."""
     assert point_sampling._mmcv_sampler() is not None
-    feat = torch.randn(batch, 64, 14, 14, device='cuda')
-    points = torch.rand(batch, 49, 2, device='cuda') * 18 - 2
-    torch.testing.assert_close(
-        sample_points(feat, points).cpu(),
-        sample_points(feat.cpu(), points.cpu()),
-        atol=1e-4,
-        rtol=1e-4,
-    )
+    torch.manual_seed(0)
+    feat = torch.randn(batch, channels, size, size)
+    points = torch.rand(batch, count, 2) * (size + 4) - 2
+    # At an integer, either one-sided gradient is right.
+    points = torch.where((points - points.round()).abs() < 1e-3, 0.5, points)
+    grad = torch.randn(batch, count, channels)
+    results = []
+    for device in ('cuda', 'cpu'):
+        inputs = [
+            tensor.detach().to(device).requires_grad_() for tensor in (feat, points)
+        ]
+        out = sample_points(*inputs)
+        out.backward(grad.to(device))
+        results.append([out, *(tensor.grad for tensor in inputs)])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual.cpu(), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_cuda_at_the_limits_of_the_map(dtype):
+    """Just below, at and just above the size: never a pixel of the next image."""
+    for size in (29, 49, 56, 61):
+        feat = torch.zeros(2, 4, size, size, device='cuda', dtype=dtype)
+        feat[1] = 1e6
+        limit = torch.tensor(float(size), dtype=dtype)
+        inf = torch.tensor(float('inf'), dtype=dtype)
+        values = [torch.nextafter(limit, -inf), limit, torch.nextafter(limit, inf)]
+        points = torch.stack(values).to('cuda')[None, :, None].expand(2, -1, 2)
+        assert (sample_points(feat, points)[0] == 0).all()

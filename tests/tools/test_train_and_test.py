@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from mmpsvit.engine import load_checkpoint
+
 CLASSES = ['circle', 'square', 'star']
 
 
@@ -105,7 +107,7 @@ def test_picture(small, trained, run_tool, tmp_path):
     assert (tmp_path / 'one.pdf').stat().st_size > 1000
 
 
-def test_two_processes_train_as_one_job(small, run_tool, tmp_path, free_port):
+def test_two_processes_test_together(small, run_tool, tmp_path, free_port):
     config, options, _ = small
     output = run_tool(
         'tools/dist_train.sh',
@@ -116,6 +118,7 @@ def test_two_processes_train_as_one_job(small, run_tool, tmp_path, free_port):
         *options,
         'train_dataloader.batch_size=3',
         PORT=free_port,
+        CUDA_VISIBLE_DEVICES='',
     )
     assert 'GPU number: 2' in output
     checkpoint = tmp_path / 'a folder' / 'iter_4.pth'
@@ -128,10 +131,52 @@ def test_two_processes_train_as_one_job(small, run_tool, tmp_path, free_port):
         'two.json',
         *options,
         PORT=free_port,
+        CUDA_VISIBLE_DEVICES='',
     )
     two = json.loads((tmp_path / 'two.json').read_text())
     run_tool('tools/test.py', config, checkpoint, '--out', 'one.json', *options)
     assert two == json.loads((tmp_path / 'one.json').read_text())
+
+
+def test_two_processes_train_as_one(small, run_tool, tmp_path, free_port):
+    """The same six images a step, on one process or three on each of two."""
+    config, options, _ = small
+    options = [
+        *options,
+        # BatchNorm's statistics are per process.
+        'model.backbone.norm_eval=True',
+        # Adam would blow rounding errors of small gradients up to whole steps.
+        'optim_wrapper.optimizer.type=SGD',
+        'optim_wrapper.optimizer.lr=0.1',
+        'param_scheduler=None',
+    ]
+    half = [*options, 'train_dataloader.batch_size=3']
+    run_tool('tools/train.py', config, '--work-dir', 'one', *options)
+    arguments = ('tools/dist_train.sh', config, 2, '--work-dir', 'two', *half)
+    run_tool(*arguments, PORT=free_port, CUDA_VISIBLE_DEVICES='')
+    run_tool('tools/train.py', config, '--work-dir', 'half', *half)
+    one, two, half = (
+        load_checkpoint(tmp_path / name / 'iter_4.pth')['state_dict']
+        for name in ('one', 'two', 'half')
+    )
+    key = 'head.layers.head.weight'
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    # Half of the batch trains to something else: the gradients were averaged.
+    assert (half[key] - one[key]).abs().max() > 1e-3
+
+
+def test_resume_keeps_load_from_until_there_is_something(small, run_tool, tmp_path):
+    config, options, _ = small
+    run_tool('tools/train.py', config, '--work-dir', 'first', *options)
+    start = f'load_from={tmp_path / "first" / "iter_4.pth"}'
+    arguments = ('tools/train.py', config, '--work-dir', 'second', '--resume')
+    output = run_tool(*arguments, *options, start)
+    assert 'Load checkpoint from' in output
+    assert re.findall(r'Iter\(train\) \[(\d)/4\]', output) == ['1', '2', '3', '4']
+    more = [*options, start, 'train_cfg.max_iters=5']
+    output = run_tool(*arguments, *more)
+    assert re.findall(r'Iter\(train\) \[(\d)/5\]', output) == ['5']
 
 
 def test_imagenet_config_in_two_processes(root, run_tool, tmp_path, free_port):
@@ -155,15 +200,18 @@ def test_imagenet_config_in_two_processes(root, run_tool, tmp_path, free_port):
     config = root / 'configs' / 'psvit' / 'b14.py'
     arguments = ('tools/dist_train.sh', config, 2, '--work-dir', 'work')
     output = run_tool(
-        *arguments, '--auto-scale-lr', '--cfg-options', *options, PORT=free_port
+        *arguments,
+        '--auto-scale-lr',
+        '--cfg-options',
+        *options,
+        PORT=free_port,
+        CUDA_VISIBLE_DEVICES='',
     )
     assert 'Epoch(train) [1][2/2]' in output
     assert 'accuracy/top5' in output
     # 2 x 3 images instead of 512: the learning rate is scaled by 6 / 512.
-    assert 'LR has been automatically scaled from 0.0005 to 5.859375e-06' in output
-    state = torch.load(tmp_path / 'work' / 'epoch_1.pth', weights_only=False)
-    # The averaged weights are what is validated and saved under state_dict.
-    assert 'ema_state_dict' in state
+    assert 'Scaling the original LR by 0.01171875' in output
+    assert 'ema_state_dict' in load_checkpoint(tmp_path / 'work' / 'epoch_1.pth')
 
 
 def test_malicious_checkpoint_executes_nothing(small, run_tool, tmp_path):
@@ -286,6 +334,7 @@ def test_slurm_command_line(run_tool, tmp_path):
     assert lines[:2] == ['--partition=gpus', '--job-name=my job']
     assert {'--ntasks=4', '--ntasks-per-node=4', '--gres=gpu:4'} <= set(lines)
     assert {'--qos=high', '--time=60', '--kill-on-bad-exit=1'} <= set(lines)
+    assert '' not in lines
     assert lines[-7:] == [
         'my config.py',
         '--work-dir',
@@ -295,7 +344,10 @@ def test_slurm_command_line(run_tool, tmp_path):
         '--launcher',
         'slurm',
     ]
-    output = run_tool('tools/slurm_test.sh', 'p', 'j', 'c.py', 'x.pth', PATH=path)
+    output = run_tool(
+        'tools/slurm_test.sh', 'p', 'j', 'c.py', 'x.pth', PATH=path, GRES=''
+    )
+    assert '--gres' not in output
     assert output.strip().split('\n')[-4:] == ['c.py', 'x.pth', '--launcher', 'slurm']
 
 

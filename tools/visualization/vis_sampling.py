@@ -25,7 +25,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmpsvit.engine import load_checkpoint
-from mmpsvit.engine.cli import check_file, read_config
+from mmpsvit.engine.cli import read_config
 from mmpsvit.visualization import record_sampling, sampling_figure
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
@@ -62,9 +62,9 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
             parser.error(
                 f'argument --{option}: must be at least 1, got {getattr(args, name)}'
             )
-    check_file(parser, 'checkpoint', args.checkpoint)
-    if not Path(args.images).exists():
-        parser.error(f'argument images: {args.images} does not exist')
+    for name in ('checkpoint', 'images'):
+        if not Path(getattr(args, name)).exists():
+            parser.error(f'argument {name}: {getattr(args, name)} does not exist')
     return args, read_config(parser, args.config, args.cfg_options)
 
 

@@ -8,9 +8,11 @@ bgr_mean = [103.53, 116.28, 123.675]
 
 # The paper names random resized crops and RandAugment; their settings are the
 # official code's, which picks one of the two interpolations per image.
+# `_scope_` lets a config take this list over that inherits it as `mmpsvit::...`.
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(_scope_='mmpretrain', type='LoadImageFromFile'),
     dict(
+        _scope_='mmpretrain',
         type='RandomChoice',
         transforms=[
             [
@@ -26,8 +28,9 @@ train_pipeline = [
             for interpolation in ('bilinear', 'bicubic')
         ],
     ),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    dict(_scope_='mmpretrain', type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(
+        _scope_='mmpretrain',
         type='RandAugment',
         policies='timm_increasing',
         num_policies=2,
@@ -36,7 +39,7 @@ train_pipeline = [
         magnitude_std=0.5,
         hparams=dict(pad_val=[round(x) for x in bgr_mean], interpolation='bicubic'),
     ),
-    dict(type='PackInputs'),
+    dict(_scope_='mmpretrain', type='PackInputs'),
 ]
 
 # 8 GPUs of 64 make the paper's batch of 512.

@@ -234,11 +234,10 @@ class PSViT(BaseBackbone):
 
     def init_weights(self) -> None:
         """Initialise the weights: the class token here, the rest in the modules."""
-        super().init_weights()
-        if (self.init_cfg or {}).get('type') == 'Pretrained':
-            return
         if self.cls_token is not None:
             nn.init.trunc_normal_(self.cls_token, std=0.02)
+        # Last, since a pretrained checkpoint overwrites everything.
+        super().init_weights()
 
     def _frozen(self) -> list[nn.Module | nn.Parameter]:
         """The modules and parameters that ``frozen_stages`` excludes from training."""
@@ -284,7 +283,7 @@ class PSViT(BaseBackbone):
         x = self.sampler(self.stem(self._prepare_images(x))).tokens
         if self.cls_token is not None:
             # (B, N, C) -> (B, 1 + N, C)
-            x = torch.cat((self.cls_token.expand(len(x), -1, -1).to(x.dtype), x), dim=1)
+            x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
 
         outs = []
         for index, layer in enumerate(self.layers):

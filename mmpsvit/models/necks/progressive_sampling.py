@@ -154,9 +154,6 @@ class ProgressiveSampling(BaseModule):
 
     def init_weights(self) -> None:
         """Initialise the weights: offset layers zero, other layers truncated normal."""
-        super().init_weights()
-        if (self.init_cfg or {}).get('type') == 'Pretrained':
-            return
         for layer in (self.in_proj, self.position_layer):
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -164,6 +161,8 @@ class ProgressiveSampling(BaseModule):
         for layer in self.offset_layers:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        # Last, since a pretrained checkpoint overwrites everything.
+        super().init_weights()
 
     def grid_size(self, feat_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns (h, w) of the start grid on a map of size (H, W)."""
@@ -194,6 +193,9 @@ class ProgressiveSampling(BaseModule):
             (torch.arange(count, dtype=dtype, device=device) + 0.5) * size / count
             for count, size in zip(self.grid_size(feat_size), feat_size, strict=True)
         )
+        if self.point_stride is not None:
+            # Where the map does not divide into cells, the last centre may lie outside.
+            y, x = y.clamp(max=feat_size[0] - 1), x.clamp(max=feat_size[1] - 1)
         y, x = torch.meshgrid(y, x, indexing='ij')
         return torch.stack((x, y), dim=-1).flatten(0, 1)
 
@@ -218,9 +220,7 @@ class ProgressiveSampling(BaseModule):
         trajectory = []
         for iteration in range(self.num_iters):
             trajectory.append(points.detach())
-            tokens, offsets = self._iterate(
-                iteration, table, feat.dtype, points, tokens
-            )
+            tokens, offsets = self._iterate(iteration, table, points, tokens)
             if offsets is not None:
                 points = points.detach() + self.offset_scale * offsets
         return SampledTokens(
@@ -241,7 +241,6 @@ class ProgressiveSampling(BaseModule):
         self,
         iteration: int,
         table: Tensor,
-        dtype: torch.dtype,
         points: Tensor,
         tokens: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -250,8 +249,11 @@ class ProgressiveSampling(BaseModule):
         x, y = points.detach().unbind(-1)
         position = torch.stack((x / width, y / height), dim=-1)
 
+        # In the dtype of the weights: under autocast, the sum that runs through all
+        # layers stays in float32, as in MMPretrain's ViT.
+        dtype = self.position_layer.weight.dtype
         inputs = self.in_proj(sample_points(table, points).to(dtype))
-        inputs = inputs + _linear_in(self.position_layer, position).to(inputs.dtype)
+        inputs = inputs + _linear_in(self.position_layer, position).to(dtype)
         if tokens is not None:
             inputs = inputs + tokens
         index = 0 if self.share_weights else iteration
