@@ -9,7 +9,7 @@ import _codecs
 import contextlib
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
@@ -50,10 +50,10 @@ def _allowed_globals() -> list[Callable | tuple[Callable, str]]:
 
 
 @contextlib.contextmanager
-def _refusing(filename: str) -> Iterator[None]:
+def _refusing(filename: str, allowed: Sequence[type] = ()) -> Iterator[None]:
     """Allow MMEngine's training state, and name the file in every refusal."""
     try:
-        with torch.serialization.safe_globals(_allowed_globals()):
+        with torch.serialization.safe_globals([*_allowed_globals(), *allowed]):
             yield
     except pickle.UnpicklingError as error:
         reason = str(error).split('\n')[0]
@@ -71,13 +71,16 @@ def _refusing(filename: str) -> Iterator[None]:
 
 
 def load_checkpoint(
-    filename: str | os.PathLike, map_location: str | None = None
+    filename: str | os.PathLike,
+    map_location: str | None = None,
+    allowed: Sequence[type] = (),
 ) -> dict:
     """Load a checkpoint file: weights and the training state of MMEngine, no more.
 
     Args:
         filename (str | os.PathLike): Path of a local file.
         map_location (str, optional): As in ``torch.load``. Defaults to None.
+        allowed (Sequence[type]): Other harmless classes that the file may hold.
 
     Returns:
         dict: The checkpoint.
@@ -91,7 +94,8 @@ def load_checkpoint(
     path = Path(filename).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {filename} does not exist')
-    return _load_file(path, map_location)
+    with _refusing(str(filename), allowed):
+        return torch.load(path, map_location=map_location, weights_only=True)
 
 
 def load_from_local(filename: str, map_location: str | None = None) -> dict:

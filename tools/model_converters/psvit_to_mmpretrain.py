@@ -1,0 +1,214 @@
+# Copyright (c) mmpsvit contributors.
+"""Convert a checkpoint of the authors' PS-ViT code to one of ours.
+
+    python tools/model_converters/psvit_to_mmpretrain.py SRC DST
+
+SRC is a plain state dict, or a training checkpoint that holds one under `state_dict`,
+`state_dict_ema` (`--ema`) or `model`. DST loads into `configs/psvit/{ti14,b14,...}.py`:
+no weight depends on the number of points.
+"""
+
+# isort: off
+import mmpsvit
+# isort: on
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmpsvit import PSViT
+from mmpsvit.engine import CheckpointError, load_checkpoint
+
+# The authors' names and ours; `{i}` stands for a number.
+BLOCK_NAMES = {
+    'norm1': 'ln1',
+    'norm2': 'ln2',
+    'attn': 'attn',
+    'mlp.fc1': 'ffn.layers.0.0',
+    'mlp.fc2': 'ffn.layers.1',
+}
+RENAMES = [
+    (r'cls_token', 'backbone.cls_token'),
+    (r'pos_layer\.(\w+)', r'backbone.sampler.position_layer.\1'),
+    (r'stem\.0\.(\w+)', r'backbone.stem.conv1.\1'),
+    (r'stem\.1\.(\w+)', r'backbone.stem.bn1.\1'),
+    (r'stem\.4\.(.+)', r'backbone.stem.blocks.0.\1'),
+    (r'stem\.5\.(.+)', r'backbone.stem.blocks.1.\1'),
+    (r'ps_layers\.(\d+)\.offset_layer\.(\w+)', r'backbone.sampler.offset_layers.\1.\2'),
+    *(
+        (rf'{theirs}\.(\d+)\.{re.escape(name)}\.(.+)', rf'{ours}.\1.{new}.\2')
+        for theirs, ours in (
+            (r'ps_layers', 'backbone.sampler.layers'),
+            (r'trans_layers', 'backbone.layers'),
+        )
+        for name, new in BLOCK_NAMES.items()
+    ),
+    (r'norm\.(\w+)', r'backbone.norm.\1'),
+    (r'head\.(\w+)', r'head.layers.head.\1'),
+]
+# Derived from the size of the map, and copies of the one shared layer.
+DROPPED = (r'point_coord', r'ps_layers\.\d+\.position_layer\.(weight|bias)')
+
+
+class ConversionError(ValueError):
+    """A checkpoint is not one of the authors' PS-ViT."""
+
+
+def pick_state_dict(checkpoint: dict, ema: bool) -> dict[str, Tensor]:
+    """Find the weights in what the file holds."""
+    if ema:
+        if 'state_dict_ema' not in checkpoint:
+            raise ConversionError(
+                f'argument --ema: no state_dict_ema among {sorted(checkpoint)[:9]}'
+            )
+        state = checkpoint['state_dict_ema']
+    else:
+        keys = ('state_dict', 'model')
+        key = next((key for key in keys if key in checkpoint), None)
+        state = checkpoint if key is None else checkpoint[key]
+    if not isinstance(state, dict) or not state:
+        raise ConversionError('the file holds no state dict')
+    strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise ConversionError(f'these entries are no tensors: {strange[:9]}')
+    return {key.removeprefix('module.'): value for key, value in state.items()}
+
+
+def convert_name(key: str) -> str | None:
+    """Our name of one of their weights; None if we do not need it.
+
+    Raises:
+        ConversionError: If there is no such weight in PS-ViT.
+    """
+    if any(re.fullmatch(pattern, key) for pattern in DROPPED):
+        return None
+    plain = key.replace('.transformer_layer.', '.')
+    for pattern, new in RENAMES:
+        if match := re.fullmatch(pattern, plain):
+            return match.expand(new)
+    raise ConversionError(f'odd key {key}')
+
+
+def swap_axes(key: str, value: Tensor) -> Tensor:
+    """(y, x) to (x, y) in the layers that read or write points."""
+    if '.offset_layer.' in key:
+        return value.flip(0)
+    return value.flip(1) if key == 'pos_layer.weight' else value
+
+
+def arch_of(state: dict[str, Tensor]) -> tuple[dict, int]:
+    """Read architecture and number of iterations from the shapes of the weights."""
+    counts = {
+        room: 1 + max(int(key.split('.')[1]) for key in state if key.startswith(room))
+        for room in ('ps_layers.', 'trans_layers.')
+    }
+    embed_dims = state['cls_token'].shape[-1]
+    return {
+        'embed_dims': embed_dims,
+        'num_layers': sum(counts.values()),
+        # No shape tells the heads; the published ones have 64 channels.
+        'num_heads': max(1, embed_dims // 64),
+        'feedforward_channels': len(state['trans_layers.0.mlp.fc1.weight']),
+        'stem_base_channels': len(state['stem.0.weight']),
+        'stem_channels': [len(state[f'stem.{i}.conv3.weight']) for i in (4, 5)],
+    }, counts['ps_layers.']
+
+
+def convert(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | dict]:
+    """Convert a state dict of the authors' network.
+
+    Args:
+        state (dict[str, Tensor]): Their weights, without `module.` prefixes.
+
+    Returns:
+        tuple[dict, str | dict]: The weights of an ImageClassifier with our backbone and
+        head, and the architecture: 'tiny', 'base' or its settings.
+
+    Raises:
+        ConversionError: If keys are missing or odd, or shapes do not fit together.
+    """
+    odd = []
+    converted = OrderedDict()
+    for key, value in state.items():
+        try:
+            name = convert_name(key)
+        except ConversionError:
+            odd.append(key)
+            continue
+        if name is not None:
+            converted[name] = swap_axes(key, value).contiguous()
+    try:
+        arch, num_iters = arch_of(state)
+        with torch.device('meta'):
+            network = PSViT(arch, sampler=dict(num_iters=num_iters))
+    except (KeyError, ValueError, IndexError) as error:
+        raise ConversionError(
+            f'this is no PS-ViT: {error} is missing; odd keys: {odd[:9]}'
+        ) from None
+
+    expected = {f'backbone.{k}': v.shape for k, v in network.state_dict().items()}
+    classes = len(converted.get('head.layers.head.bias', ()))
+    expected['head.layers.head.weight'] = (classes, arch['embed_dims'])
+    expected['head.layers.head.bias'] = (classes,)
+    missing = sorted(set(expected) - set(converted))
+    odd += sorted(set(converted) - set(expected))
+    odd += [
+        f'{key} {tuple(converted[key].shape)}'
+        for key, shape in expected.items()
+        if key in converted and tuple(converted[key].shape) != tuple(shape)
+    ]
+    if missing or odd:
+        raise ConversionError(
+            f'this is no PS-ViT: missing (our names): {missing[:9]}; odd: {odd[:9]}'
+        )
+    for name, known in PSViT.arch_zoo.items():
+        known = {**PSViT._check_arch(known)}
+        if {**known, 'stem_channels': list(known['stem_channels'])} == arch:
+            return converted, name
+    return converted, arch
+
+
+def main() -> None:
+    """Convert, with one line for every mistake of the user."""
+    parser = argparse.ArgumentParser(description='Convert a checkpoint of the authors')
+    parser.add_argument('src', help="checkpoint of the authors' code")
+    parser.add_argument('dst', help='file to write')
+    parser.add_argument(
+        '--ema', action='store_true', help='take the averaged weights (state_dict_ema)'
+    )
+    args = parser.parse_args()
+    source, target = Path(args.src), Path(args.dst)
+    if not source.is_file():
+        parser.error(f'argument src: {source} does not exist')
+    if target.exists():
+        parser.error(f'argument dst: {target} exists and is not overwritten')
+    try:
+        # Their trainer stores its command line in the checkpoint.
+        checkpoint = load_checkpoint(source, 'cpu', allowed=(argparse.Namespace,))
+        weights, arch = convert(pick_state_dict(checkpoint, args.ema))
+    except (CheckpointError, ConversionError) as error:
+        sys.exit(f'psvit_to_mmpretrain.py: error: {source}: {error}')
+
+    meta = dict(
+        source=source.name,
+        source_sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
+        averaged=args.ema,
+        converted_by=f'mmpsvit {mmpsvit.__version__}',
+        arch=arch,
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f'.{os.getpid()}.{target.name}')
+    torch.save(dict(state_dict=weights, meta=meta), temporary)
+    temporary.replace(target)
+    print(f'{target}: PS-ViT, arch {arch}, {len(weights)} weights from {source.name}')
+
+
+if __name__ == '__main__':
+    main()
