@@ -26,6 +26,11 @@ PARAMETERS = {
     'b14': 21_344_302,
     'b16': 21_344_302,
     'b18': 21_344_302,
+    'ti14_shared': 3_666_026,
+    'b10_shared': 16_908_714,
+    'b12_shared': 16_908_714,
+    'b14_shared': 16_908_714,
+    'b18_shared': 16_908_714,
 }
 
 
@@ -63,7 +68,7 @@ def test_config_takes_a_training_step(name):
 def test_number_of_parameters(name):
     model = build(load(f'psvit/{name}.py'))
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
-    points = 14 if name == 'ti14' else int(name.removeprefix('b'))
+    points = 14 if name.startswith('ti') else int(name[1:3])
     assert model.backbone.sampler.num_points == (points, points)
 
 
@@ -93,6 +98,20 @@ def test_recipe(name, drop, mixup, erases, decay):
     resize, crop = cfg.test_dataloader.dataset.pipeline[1:3]
     assert (resize.scale, resize.interpolation) == (256, 'bicubic')
     assert crop.crop_size == 224
+
+
+@pytest.mark.parametrize('num_points', [10, 12, 14, 16, 18, 20])
+def test_ablation_of_the_points(num_points):
+    model = build(load(f'psvit/ablations/n{num_points}.py'))
+    assert model.backbone.sampler.num_points == (num_points, num_points)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS['b14']
+
+
+@pytest.mark.parametrize('num_iters', [1, 2, 4, 6, 8, 10])
+def test_ablation_of_the_iterations(num_iters):
+    backbone = build(load(f'psvit/ablations/iters{num_iters}.py')).backbone
+    assert backbone.sampler.num_iters == num_iters
+    assert num_iters + len(backbone.layers) == 14
 
 
 class Scalar(BaseModel):

@@ -134,8 +134,10 @@ class PSViT(BaseBackbone):
             in_channels, arch['stem_base_channels'], arch['stem_channels'], with_cp
         )
 
-        # num_layers numbers, of which the sampler takes as many as it iterates
-        rates = torch.linspace(0, drop_path_rate, self.num_layers).tolist()
+        # From 0 to the rate, one for each layer; the sampler takes the first of them.
+        # (torch.linspace would have no values under `torch.device('meta')`.)
+        steps = max(1, self.num_layers - 1)
+        rates = [drop_path_rate * i / steps for i in range(self.num_layers)]
         layer_args = {
             key: arch[key]
             for key in ('embed_dims', 'num_heads', 'feedforward_channels')

@@ -1,0 +1,151 @@
+# Copyright (c) mmpsvit contributors.
+"""Converting the authors' checkpoints."""
+
+import argparse
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmpretrain.apis import get_model
+
+from mmpsvit.engine import load_checkpoint
+
+TOOL = 'tools/model_converters/psvit_to_mmpretrain.py'
+
+
+@pytest.fixture(scope='module')
+def figures(root):
+    with np.load(root / 'tests' / 'data' / 'psvit_tiny_float64.npz') as file:
+        return {key: torch.from_numpy(file[key]) for key in file}
+
+
+@pytest.fixture(scope='module')
+def state(figures):
+    prefix = 'state/'
+    return {k.removeprefix(prefix): v for k, v in figures.items() if prefix in k}
+
+
+def logits_of(checkpoint, images) -> torch.Tensor:
+    """Logits of a classifier that MMPretrain builds and loads."""
+    cfg = Config(
+        dict(
+            model=dict(
+                type='ImageClassifier',
+                backbone=dict(
+                    type='mmpsvit.PSViT',
+                    arch=dict(
+                        embed_dims=48,
+                        num_layers=6,
+                        num_heads=3,
+                        feedforward_channels=144,
+                        stem_channels=(64, 48),
+                    ),
+                    sampler=dict(type='mmpsvit.ProgressiveSampling', num_points=7),
+                ),
+                head=dict(type='mmpsvit.PSViTClsHead', num_classes=10, in_channels=48),
+            ),
+            data_preprocessor=dict(mean=[0, 0, 0], std=[1, 1, 1]),
+        )
+    )
+    # Built in float64: loading would otherwise round the weights.
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = get_model(cfg, pretrained=str(checkpoint)).eval()
+        with torch.no_grad():
+            return model.head(model.backbone(images))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize('form', ['plain', 'model', 'trainer', 'ema'])
+def test_logits_of_the_reference(form, figures, state, run_tool, tmp_path):
+    other = {key: torch.zeros_like(value) for key, value in state.items()}
+    wrapped = {f'module.{key}': value for key, value in state.items()}
+    namespace = argparse.Namespace(lr=5e-4, model='vit')
+    content, options = {
+        'plain': (state, []),
+        'model': (dict(model=wrapped), []),
+        'trainer': (
+            dict(state_dict=wrapped, state_dict_ema=other, args=namespace, epoch=3),
+            [],
+        ),
+        'ema': (dict(state_dict=other, state_dict_ema=wrapped, epoch=3), ['--ema']),
+    }[form]
+    torch.save(content, tmp_path / 'theirs.pth')
+    output = run_tool(TOOL, 'theirs.pth', 'out/ours.pth', *options)
+    assert 'weights from theirs.pth' in output
+
+    logits = logits_of(tmp_path / 'out' / 'ours.pth', figures['in/images'])
+    assert (logits - figures['out/logits']).abs().max() < 1e-9
+    meta = load_checkpoint(tmp_path / 'out' / 'ours.pth')['meta']
+    assert meta['source'] == 'theirs.pth'
+    assert meta['averaged'] == (form == 'ema')
+    assert len(meta['source_sha256']) == 64
+    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['ours.pth']
+
+
+def test_refusals(state, run_tool, tmp_path):
+    def refused(content, *options) -> str:
+        torch.save(content, tmp_path / 'theirs.pth')
+        output = run_tool(TOOL, 'theirs.pth', 'ours.pth', *options, code=1)
+        assert 'Traceback' not in output
+        assert not (tmp_path / 'ours.pth').exists()
+        return output
+
+    lacking = {key: value for key, value in state.items() if key != 'norm.bias'}
+    assert 'backbone.norm.bias' in refused(lacking)
+    assert "odd: ['fc.weight']" in refused({**state, 'fc.weight': torch.ones(1)})
+    resnet = {'conv1.weight': torch.ones(64, 3, 7, 7), 'fc.bias': torch.ones(10)}
+    output = refused(resnet)
+    assert 'this is no PS-ViT' in output and 'conv1.weight' in output
+    wrong = {**state, 'norm.bias': torch.ones(7)}
+    assert 'backbone.norm.bias (7,)' in refused(wrong)
+    assert 'argument --ema: no state_dict_ema' in refused(state, '--ema')
+    assert 'no tensors' in refused(dict(model=dict(a=1)))
+    refused(dict(model={}))
+
+    (tmp_path / 'ours.pth').write_text('mine')
+    output = run_tool(TOOL, 'theirs.pth', 'ours.pth', code=2)
+    assert 'ours.pth exists and is not overwritten' in output
+    assert (tmp_path / 'ours.pth').read_text() == 'mine'
+    assert 'none.pth does not exist' in run_tool(TOOL, 'none.pth', 'x.pth', code=2)
+
+
+@pytest.mark.parametrize('name', ['tiny', 'base'])
+def test_published_sizes_are_recognised(name, root, monkeypatch):
+    """Their names of a published network's weights, made from ours."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location('converter', root / TOOL)
+    converter = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(converter)
+    from mmpsvit import PSViT
+
+    back = [
+        (r'sampler.position_layer', 'pos_layer'),
+        (r'sampler.offset_layers.', 'ps_layers.'),
+        (r'sampler.layers.', 'ps_layers.'),
+        (r'stem.conv1', 'stem.0'),
+        (r'stem.bn1', 'stem.1'),
+        (r'stem.blocks.0', 'stem.4'),
+        (r'stem.blocks.1', 'stem.5'),
+        ('ffn.layers.0.0', 'mlp.fc1'),
+        ('ffn.layers.1', 'mlp.fc2'),
+        ('.ln', '.norm'),
+    ]
+    theirs = {}
+    network = PSViT(name)
+    for key, value in network.state_dict().items():
+        new = key if not key.startswith('layers.') else f'trans_{key}'
+        for ours, their in back:
+            new = new.replace(ours, their)
+        if 'offset_layers' in key:
+            index, kind = key.split('.')[-2:]
+            new = f'ps_layers.{index}.offset_layer.{kind}'
+        theirs[new] = value
+    theirs['head.weight'] = torch.zeros(1000, network.embed_dims)
+    theirs['head.bias'] = torch.zeros(1000)
+    weights, arch = converter.convert(theirs)
+    assert arch == name
+    assert len(weights) == len(theirs)
