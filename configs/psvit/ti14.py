@@ -35,13 +35,6 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 
 optim_wrapper = dict(optimizer=dict(lr=lr, weight_decay=weight_decay))
 param_scheduler = [
-    dict(
-        _scope_='mmpretrain',
-        type='LinearLR',
-        start_factor=1e-6 / lr,
-        by_epoch=True,
-        end=warmup_epochs,
-        convert_to_iter_based=True,
-    ),
+    dict(_base_.param_scheduler[0], start_factor=1e-6 / lr, end=warmup_epochs),
     _base_.param_scheduler[1],
 ]

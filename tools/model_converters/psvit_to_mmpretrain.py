@@ -26,7 +26,7 @@ from torch import Tensor
 from mmpsvit import PSViT
 from mmpsvit.engine import CheckpointError, load_checkpoint
 
-# The authors' names and ours; `{i}` stands for a number.
+# The authors' names and ours, first of the parts of a transformer layer.
 BLOCK_NAMES = {
     'norm1': 'ln1',
     'norm2': 'ln2',
@@ -53,6 +53,15 @@ RENAMES = [
     (r'norm\.(\w+)', r'backbone.norm.\1'),
     (r'head\.(\w+)', r'head.layers.head.\1'),
 ]
+# What the architecture is read from.
+REQUIRED = (
+    'cls_token',
+    'stem.0.weight',
+    'stem.4.conv3.weight',
+    'stem.5.conv3.weight',
+    'ps_layers.0.transformer_layer.norm1.weight',
+    'trans_layers.0.mlp.fc1.weight',
+)
 # Derived from the size of the map, and copies of the one shared layer.
 DROPPED = (r'point_coord', r'ps_layers\.\d+\.position_layer\.(weight|bias)')
 
@@ -117,7 +126,7 @@ def arch_of(state: dict[str, Tensor]) -> tuple[dict, int]:
         'num_heads': max(1, embed_dims // 64),
         'feedforward_channels': len(state['trans_layers.0.mlp.fc1.weight']),
         'stem_base_channels': len(state['stem.0.weight']),
-        'stem_channels': [len(state[f'stem.{i}.conv3.weight']) for i in (4, 5)],
+        'stem_channels': tuple(len(state[f'stem.{i}.conv3.weight']) for i in (4, 5)),
     }, counts['ps_layers.']
 
 
@@ -144,14 +153,15 @@ def convert(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | dict]:
             continue
         if name is not None:
             converted[name] = swap_axes(key, value).contiguous()
+    absent = [key for key in REQUIRED if key not in state]
+    if absent:
+        raise ConversionError(f'this is no PS-ViT: missing: {absent}; odd: {odd[:9]}')
+    arch, num_iters = arch_of(state)
     try:
-        arch, num_iters = arch_of(state)
         with torch.device('meta'):
             network = PSViT(arch, sampler=dict(num_iters=num_iters))
-    except (KeyError, ValueError, IndexError) as error:
-        raise ConversionError(
-            f'this is no PS-ViT: {error} is missing; odd keys: {odd[:9]}'
-        ) from None
+    except ValueError as error:
+        raise ConversionError(f'this is no PS-ViT: {error}') from None
 
     expected = {f'backbone.{k}': v.shape for k, v in network.state_dict().items()}
     classes = len(converted.get('head.layers.head.bias', ()))
@@ -168,11 +178,8 @@ def convert(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | dict]:
         raise ConversionError(
             f'this is no PS-ViT: missing (our names): {missing[:9]}; odd: {odd[:9]}'
         )
-    for name, known in PSViT.arch_zoo.items():
-        known = {**PSViT._check_arch(known)}
-        if {**known, 'stem_channels': list(known['stem_channels'])} == arch:
-            return converted, name
-    return converted, arch
+    published = [name for name in PSViT.arch_zoo if PSViT.resolve_arch(name) == arch]
+    return converted, published[0] if published else arch
 
 
 def main() -> None:

@@ -117,7 +117,7 @@ class PSViT(BaseBackbone):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        arch = self._check_arch(arch)
+        arch = self.resolve_arch(arch)
         if out_type not in self.OUT_TYPES:
             raise ValueError(
                 f'out_type must be one of {self.OUT_TYPES}, got {out_type!r}'
@@ -185,8 +185,18 @@ class PSViT(BaseBackbone):
         self._freeze_stages()
 
     @classmethod
-    def _check_arch(cls, arch: str | dict) -> dict:
-        """Return a complete copy of the architecture's settings."""
+    def resolve_arch(cls, arch: str | dict) -> dict:
+        """Return a complete copy of an architecture's settings.
+
+        Args:
+            arch (str | dict): Name or settings, as in the constructor.
+
+        Returns:
+            dict: All settings, optional ones filled in.
+
+        Raises:
+            ValueError: If the name is unknown, or keys are missing, unknown or clash.
+        """
         if isinstance(arch, str):
             if arch not in cls.arch_zoo:
                 raise ValueError(
