@@ -113,7 +113,7 @@ def test_refusals(state, run_tool, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['tiny', 'base'])
-def test_published_sizes_are_recognised(name, root, monkeypatch):
+def test_published_sizes_are_recognised(name, root):
     """Their names of a published network's weights, made from ours."""
     import importlib.util
 
@@ -140,6 +140,9 @@ def test_published_sizes_are_recognised(name, root, monkeypatch):
         new = key if not key.startswith('layers.') else f'trans_{key}'
         for ours, their in back:
             new = new.replace(ours, their)
+        if 'sampler.layers' in key:
+            index = key.split('.')[2]
+            new = new.replace(f'.{index}.', f'.{index}.transformer_layer.', 1)
         if 'offset_layers' in key:
             index, kind = key.split('.')[-2:]
             new = f'ps_layers.{index}.offset_layer.{kind}'

@@ -43,10 +43,10 @@ RENAMES = [
     (r'stem\.5\.(.+)', r'backbone.stem.blocks.1.\1'),
     (r'ps_layers\.(\d+)\.offset_layer\.(\w+)', r'backbone.sampler.offset_layers.\1.\2'),
     *(
-        (rf'{theirs}\.(\d+)\.{re.escape(name)}\.(.+)', rf'{ours}.\1.{new}.\2')
+        (rf'{theirs}\.{re.escape(name)}\.(.+)', rf'{ours}.\1.{new}.\2')
         for theirs, ours in (
-            (r'ps_layers', 'backbone.sampler.layers'),
-            (r'trans_layers', 'backbone.layers'),
+            (r'ps_layers\.(\d+)\.transformer_layer', 'backbone.sampler.layers'),
+            (r'trans_layers\.(\d+)', 'backbone.layers'),
         )
         for name, new in BLOCK_NAMES.items()
     ),
@@ -98,9 +98,8 @@ def convert_name(key: str) -> str | None:
     """
     if any(re.fullmatch(pattern, key) for pattern in DROPPED):
         return None
-    plain = key.replace('.transformer_layer.', '.')
     for pattern, new in RENAMES:
-        if match := re.fullmatch(pattern, plain):
+        if match := re.fullmatch(pattern, key):
             return match.expand(new)
     raise ConversionError(f'odd key {key}')
 

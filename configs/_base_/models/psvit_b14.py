@@ -19,7 +19,6 @@ model = dict(
         drop_rate=0.1,
         drop_path_rate=0.1,
     ),
-    neck=None,
     head=dict(
         type='mmpsvit.PSViTClsHead',
         num_classes=1000,

@@ -11,6 +11,7 @@ model = dict(
         strides=(1,),
         dilations=(1,),
         out_indices=(0,),
+        zero_init_residual=False,  # as in PS-ViT's own stem
     ),
     neck=dict(
         type='mmpsvit.ProgressiveSampling',
