@@ -31,7 +31,7 @@ class UnsafeCheckpointError(CheckpointError):
 
 def _allowed_globals() -> list[Callable | tuple[Callable, str]]:
     """What training checkpoints of MMEngine hold besides tensors."""
-    multiarray = np._core.multiarray
+    multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
     scalars = {type(np.dtype(code)) for code in '?bBhHiIlLqQefdUS'}
     return [
         HistoryBuffer,
