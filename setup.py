@@ -77,6 +77,7 @@ setup(
             'ruff',
             'scikit-image',
             'scikit-learn',
+            'scipy',
             'tqdm',
         ],
     },

@@ -5,6 +5,7 @@ MMEngine imports this file by itself when a config says ``type='mmpsvit.X'``, an
 each registry then imports the modules that fill it.
 """
 
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import PARAM_SCHEDULERS as MMENGINE_PARAM_SCHEDULERS
 from mmengine.registry import Registry
@@ -17,4 +18,7 @@ PARAM_SCHEDULERS = Registry(
     parent=MMENGINE_PARAM_SCHEDULERS,
     scope='mmpsvit',
     locations=['mmpsvit.engine'],
+)
+HOOKS = Registry(
+    'hook', parent=MMENGINE_HOOKS, scope='mmpsvit', locations=['mmpsvit.engine']
 )

@@ -79,7 +79,8 @@ def parse_args() -> Config:
 
 def main() -> None:
     """Train."""
-    build_runner(parse_args()).train()
+    # A checkpoint to start from may have been trained for other classes.
+    build_runner(parse_args(), must_fit=('backbone.', 'neck.')).train()
 
 
 if __name__ == '__main__':

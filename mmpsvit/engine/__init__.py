@@ -6,10 +6,12 @@ from .checkpoint import (
     use_safe_loading,
 )
 from .distributed import close_distributed, prepare_distributed
+from .fit_hook import CheckpointFitHook
 from .schedulers import CosineFactorLR
 
 __all__ = [
     'CheckpointError',
+    'CheckpointFitHook',
     'CosineFactorLR',
     'UnsafeCheckpointError',
     'close_distributed',

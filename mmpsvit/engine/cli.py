@@ -4,7 +4,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -104,9 +104,19 @@ def set_dataloader_defaults(
         loader.setdefault('persistent_workers', True)
 
 
-def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a config, distributed also on machines without a GPU."""
+def build_runner(cfg: Config, must_fit: Sequence[str]) -> Runner:
+    """Build the runner of a config, distributed also on machines without a GPU.
+
+    Args:
+        cfg (Config): The config.
+        must_fit (Sequence[str]): What of a checkpoint must fit, as in
+            :class:`CheckpointFitHook`, unless the config has such a hook.
+    """
     prepare_distributed(cfg)
+    hooks = [*cfg.get('custom_hooks', ())]
+    if not any(hook['type'] == 'mmpsvit.CheckpointFitHook' for hook in hooks):
+        hooks.append(dict(type='mmpsvit.CheckpointFitHook', must_fit=must_fit))
+        cfg.custom_hooks = hooks
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 

@@ -42,9 +42,10 @@ class PSViT(BaseBackbone):
 
             Defaults to 'base'.
         sampler (dict, optional): Config of the sampler. What it leaves out of
-            embed_dims, num_heads, feedforward_channels, feat_stride, drop_rate and
-            drop_path_rate is filled in; its num_iters layers count as layers of
-            ``arch``. Defaults to None, which means
+            embed_dims, num_heads, feedforward_channels, feat_stride, drop_rate,
+            drop_path_rate and with_cp is filled in; its num_iters layers count as
+            layers of ``arch``. One with ``num_iters=0``, such as ``PatchSampling``,
+            gets embed_dims and feat_stride only. Defaults to None, which means
             ``dict(type='mmpsvit.ProgressiveSampling')``.
         in_channels (int): Channels of the image. Defaults to 3.
         out_type (str): What comes out, for each of ``out_indices``:
@@ -145,18 +146,19 @@ class PSViT(BaseBackbone):
         sampler = dict(sampler or {})
         sampler.setdefault('type', 'mmpsvit.ProgressiveSampling')
         num_iters = sampler.setdefault('num_iters', 4)
-        if not 1 <= num_iters < self.num_layers:
+        if not 0 <= num_iters < self.num_layers:
             raise ValueError(
-                'sampler.num_iters must be at least 1 and leave the encoder a layer of '
-                f'arch.num_layers = {self.num_layers}, got {num_iters}'
+                'sampler.num_iters must be in [0, arch.num_layers - 1] = '
+                f'[0, {self.num_layers - 1}], got {num_iters}'
             )
-        defaults = dict(
-            layer_args,
-            feat_stride=STEM_STRIDE,
-            drop_rate=drop_rate,
-            drop_path_rate=rates[:num_iters],
-            with_cp=with_cp,
-        )
+        defaults = dict(embed_dims=self.embed_dims, feat_stride=STEM_STRIDE)
+        if num_iters:
+            defaults.update(
+                layer_args,
+                drop_rate=drop_rate,
+                drop_path_rate=rates[:num_iters],
+                with_cp=with_cp,
+            )
         self.sampler = MODELS.build({**defaults, **sampler})
         if self.sampler.embed_dims != self.embed_dims:
             raise ValueError(
@@ -352,5 +354,6 @@ class PSViT(BaseBackbone):
             return self.sampler.num_iters + int(path[0]) + 1, num_depths
         if room == 'sampler':
             indexed = len(path) > 1 and path[1].isdigit()
-            return (int(path[1]) if indexed else 0) + 1, num_depths
+            depth = (int(path[1]) if indexed else 0) + 1
+            return min(depth, self.sampler.num_iters), num_depths
         return last, num_depths

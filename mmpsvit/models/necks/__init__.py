@@ -1,4 +1,5 @@
 # Copyright (c) mmpsvit contributors.
+from .patch_sampling import PatchSampling
 from .progressive_sampling import ProgressiveSampling, SampledTokens
 
-__all__ = ['ProgressiveSampling', 'SampledTokens']
+__all__ = ['PatchSampling', 'ProgressiveSampling', 'SampledTokens']
