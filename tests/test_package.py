@@ -114,7 +114,7 @@ def test_example_of_the_readme(root, run_tool, image_folder, tmp_path):
 
 
 def test_model_index(root, tmp_path):
-    """Names, parameters and configs of the model index, as MMPretrain reads it."""
+    """MMPretrain builds every model of the index by its name."""
     done = run_python(
         f"""
 import mmpsvit
@@ -129,8 +129,48 @@ for info in list(ModelHub._models_dict.values()):
         tmp_path,
     )
     names = [line.split()[0] for line in done.stdout.split('\n') if line[:5] == 'psvit']
-    variants = ('ti14', 'b10', 'b12', 'b14', 'b16', 'b18')
-    assert names == [f'psvit-{name}_8xb64_in1k' for name in variants], done.stderr
+    index = (root / 'configs' / 'psvit' / 'metafile.yml').read_text()
+    assert names == re.findall(r'  - Name: (psvit-.*)', index), done.stderr
+    for name in ('ti14', 'b10', 'b12', 'b14', 'b16', 'b18', 'b14-shared'):
+        assert f'psvit-{name}_8xb64_in1k' in names
+
+
+def test_inferencer(root, tmp_path):
+    """MMPretrain's inferencer takes a name with weights, and a config with them."""
+    done = run_python(
+        f"""
+import json
+import mmpsvit
+import numpy as np
+import torch
+from mmpretrain import ImageClassificationInferencer, ModelHub, get_model
+ModelHub.register_model_index({str(root / 'model-index.yml')!r}, {str(root)!r})
+name, config = 'psvit-ti14_8xb64_in1k', {str(root / 'configs/psvit/ti14.py')!r}
+torch.manual_seed(0)
+model = get_model(name)
+model.init_weights()
+classes = [f'class {{i}}' for i in range(1000)]
+torch.save(
+    dict(meta=dict(dataset_meta=dict(classes=classes)), state_dict=model.state_dict()),
+    'weights.pth',
+)
+image = np.random.default_rng(0).integers(0, 255, (240, 320, 3), dtype=np.uint8)
+for model in (name, config):
+    inferencer = ImageClassificationInferencer(
+        model, pretrained='weights.pth', device='cpu'
+    )
+    (result,) = inferencer(image)
+    print('RESULT', result['pred_label'], result['pred_class'], result['pred_score'])
+""",
+        tmp_path,
+    )
+    found = re.findall(r'RESULT (\d+) class (\d+) ([\d.]+)', done.stdout)
+    assert len(found) == 2, done.stderr
+    assert found[0] == found[1]
+    label, name, score = found[0]
+    assert name == label
+    # An untrained classifier of 1000 classes is sure of nothing.
+    assert 0 < float(score) < 0.1
 
 
 def test_wheel_holds_configs(root, tmp_path):

@@ -317,7 +317,10 @@ def test_layer_depth():
         (dict(out_indices=()), 'out_indices must be'),
         (dict(out_indices=(1, 0)), 'out_indices must be increasing'),
         (dict(frozen_stages=4), r'frozen_stages must be in \[-1, 3\], got 4'),
-        (dict(sampler=dict(num_iters=6)), r'sampler.num_iters must be .*\[0, 5\], got 6'),
+        (
+            dict(sampler=dict(num_iters=6)),
+            r'sampler.num_iters must be .*\[0, 5\], got 6',
+        ),
         (dict(sampler=dict(embed_dims=12)), 'sampler.embed_dims must be .* got 12'),
     ],
 )
