@@ -103,7 +103,8 @@ test_cfg = dict()
 randomness = dict(seed=0)
 
 default_hooks = dict(
-    logger=dict(interval=20),
+    # Otherwise the step of the validation's scalars would be the epoch, always 0.
+    logger=dict(interval=20, log_metric_by_epoch=False),
     checkpoint=dict(interval=200, by_epoch=False, max_keep_ckpts=2),
 )
 log_processor = dict(by_epoch=False)

@@ -7,12 +7,14 @@ from .checkpoint import (
 )
 from .distributed import close_distributed, prepare_distributed
 from .fit_hook import CheckpointFitHook
+from .sampling_hook import SamplingVisualizationHook
 from .schedulers import CosineFactorLR
 
 __all__ = [
     'CheckpointError',
     'CheckpointFitHook',
     'CosineFactorLR',
+    'SamplingVisualizationHook',
     'UnsafeCheckpointError',
     'close_distributed',
     'load_checkpoint',

@@ -13,6 +13,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from .checkpoint import CheckpointError, use_safe_loading
+from .data_check import DataError, check_data_of
 from .distributed import close_distributed, prepare_distributed
 
 
@@ -117,7 +118,9 @@ def build_runner(cfg: Config, must_fit: Sequence[str]) -> Runner:
     if not any(hook['type'] == 'mmpsvit.CheckpointFitHook' for hook in hooks):
         hooks.append(dict(type='mmpsvit.CheckpointFitHook', must_fit=must_fit))
         cfg.custom_hooks = hooks
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    check_data_of(runner, cfg)
+    return runner
 
 
 def run_main(main: Callable[[], None]) -> None:
@@ -125,7 +128,7 @@ def run_main(main: Callable[[], None]) -> None:
     use_safe_loading()
     try:
         main()
-    except CheckpointError as error:
+    except (CheckpointError, DataError) as error:
         sys.exit(f'{os.path.basename(sys.argv[0])}: error: {error}')
     # Not after an exception: it could wait for the other ranks and hide the message.
     close_distributed()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -16,6 +17,21 @@ from mmpsvit.models import ProgressiveSampling
 # A bright core with a dark rim shows on light and on dark images.
 _RIM = '#101418'
 _START, _PATH, _END = '#ffffff', '#ffe14d', '#ff2d78'
+
+
+def find_sampler(model: nn.Module) -> ProgressiveSampling:
+    """Find the sampler of a model.
+
+    Raises:
+        ValueError: If the model has no or several samplers.
+    """
+    samplers = [m for m in model.modules() if isinstance(m, ProgressiveSampling)]
+    if len(samplers) != 1:
+        raise ValueError(
+            'the model must have one ProgressiveSampling to show its points, it has '
+            f'{len(samplers)}'
+        )
+    return samplers[0]
 
 
 @contextlib.contextmanager
@@ -34,13 +50,7 @@ def record_sampling(model: nn.Module) -> Iterator[list[np.ndarray]]:
     Raises:
         ValueError: If the model has no or several samplers.
     """
-    samplers = [m for m in model.modules() if isinstance(m, ProgressiveSampling)]
-    if len(samplers) != 1:
-        raise ValueError(
-            'the model must have one ProgressiveSampling to show its points, it has '
-            f'{len(samplers)}'
-        )
-    (sampler,) = samplers
+    sampler = find_sampler(model)
     trajectories: list[np.ndarray] = []
 
     def record(_module, _args, sampled) -> None:
@@ -122,7 +132,7 @@ def sampling_figure(
         images (Sequence[np.ndarray]): RGB images, each (H, W, 3), uint8.
         trajectories (Sequence[np.ndarray]): Points of each, see
             :func:`draw_sampling`.
-        titles (Sequence[str]): A line above each image.
+        titles (Sequence[str]): A line above each image; long ones in smaller print.
         columns (int): Images per row at most. Defaults to 4.
 
     Returns:
@@ -148,7 +158,8 @@ def sampling_figure(
         grid, images, trajectories, titles, strict=False
     ):
         draw_sampling(axes, image, trajectory)
-        axes.set_title(text, fontsize=11, color=_RIM)
+        # About 36 characters of 11 points fill the width of an image.
+        axes.set_title(text, fontsize=min(11, 11 * 36 / max(1, len(text))), color=_RIM)
     for axes in grid[len(images) :]:
         axes.set_axis_off()
     figure.legend(
@@ -160,6 +171,13 @@ def sampling_figure(
         labelcolor=_RIM,
     )
     return figure
+
+
+def figure_to_rgb(figure: Figure) -> np.ndarray:
+    """Render a figure, whatever matplotlib's backend, to (H, W, 3), RGB, uint8."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _legend_handles(num_iters: int) -> list:

@@ -290,6 +290,52 @@ def test_amp_needs_cuda(script, run_tool, root):
     assert 'argument --amp: mixed precision needs a CUDA device' in output
 
 
+def test_mismatches_are_told_in_one_line(
+    small, trained, run_tool, tmp_path, image_folder
+):
+    config, options, _ = small
+    (tmp_path / 'empty' / 'val').mkdir(parents=True)
+    loader = 'test_dataloader.dataset'
+    other = image_folder('other', [*CLASSES, 'heart', 'arrow'], per_class=1)
+    five = ['model.head.num_classes=5', 'data_preprocessor.num_classes=5']
+    five += [
+        f'{name}_dataloader.dataset.data_root={other}'
+        for name in ('train', 'val', 'test')
+    ]
+    for overrides, message in (
+        (
+            five,
+            f'error: checkpoint {trained} does not fit the config: head.layers.head'
+            '.weight has shape (3, 96), the model wants (5, 96); head.layers.head.bias',
+        ),
+        (five[:1], 'has 3 classes, model.head.num_classes is 5'),
+        (
+            [f'{loader}.data_root=empty'],
+            "error: data set CustomDataset(data_root='empty', data_prefix='val') "
+            'cannot be read (RuntimeError: Found 0 files',
+        ),
+        ([f'{loader}.data_root=nowhere'], "No such file or directory: 'nowhere/val'"),
+    ):
+        output = run_tool(
+            'tools/test.py', config, trained, *options, *overrides, code=1
+        )
+        last = output.strip().split('\n')[-1]
+        assert last.startswith('test.py: error: ')
+        assert message in last
+        assert 'Traceback' not in output
+    # Resuming never leaves a part out.
+    output = run_tool(
+        'tools/train.py',
+        config,
+        '--resume',
+        trained,
+        *options,
+        *five,
+        code=1,
+    )
+    assert 'does not fit the config: head.layers.head.weight' in output
+
+
 def test_mistakes_of_the_picture(small, trained, run_tool, tmp_path):
     config, options, _ = small
     arguments = ('tools/visualization/vis_sampling.py', config, trained)

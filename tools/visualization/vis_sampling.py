@@ -14,19 +14,18 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
 from mmengine.config import Config, DictAction
-from mmengine.dataset import Compose, pseudo_collate
+from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmpsvit.engine import load_checkpoint
 from mmpsvit.engine.cli import read_config
-from mmpsvit.visualization import record_sampling, sampling_figure
+from mmpsvit.visualization import predict_sampling, sampling_figure, spread_indices
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
 
@@ -77,8 +76,7 @@ def list_images(path: str, count: int) -> list[Path]:
     )
     if not found:
         raise InputError(f'argument images: no images below {path}')
-    chosen = np.linspace(0, len(found) - 1, min(count, len(found))).astype(int)
-    return [found[index] for index in chosen]
+    return [found[index] for index in spread_indices(len(found), count)]
 
 
 def build_model(cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, list]:
@@ -102,13 +100,15 @@ def build_model(cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, l
     return model.to(device).eval(), list(classes)
 
 
-def title_of(prediction, classes: list) -> str:
-    """The predicted class and its score, for a classifier."""
-    if 'pred_score' not in prediction:
-        return ''
-    label = int(prediction.pred_label)
-    name = classes[label] if label < len(classes) else label
-    return f'{name} ({prediction.pred_score[label]:.0%})'
+def load_images(paths: list[Path], pipeline: Compose) -> Iterator[dict]:
+    """The images as the pipeline packs them."""
+    for path in paths:
+        try:
+            yield pipeline(dict(img_path=str(path), img_id=0))
+        except Exception as error:
+            raise InputError(
+                f'argument images: {path} cannot be read as an image ({error})'
+            ) from error
 
 
 def draw(args: argparse.Namespace, cfg: Config) -> None:
@@ -118,27 +118,15 @@ def draw(args: argparse.Namespace, cfg: Config) -> None:
     pipeline = Compose(
         [t for t in cfg.test_dataloader.dataset.pipeline if 'LoadAnn' not in t['type']]
     )
-    images, titles = [], []
-    with torch.no_grad(), record_sampling(model) as trajectories:
-        for path in paths:
-            try:
-                data = pipeline(dict(img_path=str(path), img_id=0))
-            except Exception as error:
-                raise InputError(
-                    f'argument images: {path} cannot be read as an image ({error})'
-                ) from error
-            (prediction,) = model.test_step(pseudo_collate([data]))
-            # BGR (3, H, W) -> RGB (H, W, 3)
-            images.append(data['inputs'].flip(0).permute(1, 2, 0).numpy())
-            titles.append(title_of(prediction, classes))
+    sampled = predict_sampling(model, load_images(paths, pipeline), classes)
 
-    figure = sampling_figure(images, trajectories, titles, args.columns)
+    figure = sampling_figure(*sampled, args.columns)
     target = Path(args.out)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f'.{os.getpid()}.{target.name}')
     figure.savefig(temporary)
     temporary.replace(target)
-    print(f'{len(images)} images drawn: {target}')
+    print(f'{len(paths)} images drawn: {target}')
 
 
 def main() -> None:
