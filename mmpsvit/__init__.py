@@ -46,7 +46,7 @@ _check_requirements()
 from mmengine.config.utils import MODULE2PACKAGE
 
 from .models import ProgressiveSampling, PSViT, PSViTClsHead, SampledTokens
-from .ops import sample_points
+from .ops import sample_points, splat_points
 
 # Lets configs say `_base_ = 'mmpsvit::psvit/b14.py'`.
 MODULE2PACKAGE.setdefault('mmpsvit', 'mmpsvit')
@@ -58,4 +58,5 @@ __all__ = [
     'SampledTokens',
     '__version__',
     'sample_points',
+    'splat_points',
 ]

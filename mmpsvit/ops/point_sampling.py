@@ -1,5 +1,5 @@
 # Copyright (c) mmpsvit contributors.
-"""Bilinear sampling of a feature map at free points (PS-ViT, section 3.1).
+"""Bilinear sampling of a feature map at free points (PS-ViT, section 3.1), and back.
 
 The only file that knows mmcv's op, devices, dtypes and memory formats.
 
@@ -78,23 +78,83 @@ def sample_points(feat: Tensor, points: Tensor) -> Tensor:
     return sample(table, points).to(feat.dtype)
 
 
+def splat_points(tokens: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scatter tokens bilinearly onto a map, the adjoint of :func:`sample_points`.
+
+    Each token is added to the four pixels around its point, with the weights with
+    which ``sample_points`` would read them: for any map F of this size,
+    ``(sample_points(F, P) * T).sum() == (F * splat_points(T, P, size)).sum()``. So what
+    lies outside the map is lost, and a point with a NaN or infinite coordinate adds
+    nothing. The gradients (to ``tokens`` and to ``points``) are exact.
+
+    Args:
+        tokens (Tensor): Tokens of shape (B, N, C).
+        points (Tensor): Points of shape (B, N, 2), (x, y) in pixels of the map,
+            integer = pixel centre; float32 or float64.
+        size (tuple[int, int]): Size (H, W) of the map.
+
+    Returns:
+        Tensor: The map, (B, C, H, W), channels_last, in the dtype of ``tokens``, summed
+        in float32 at least.
+
+    Raises:
+        TypeError: If ``tokens`` are not floating point, or ``points`` are neither
+            float32 nor float64.
+        ValueError: If ranks, last dimension, batch sizes, numbers of points or devices
+            do not fit, or the map has no pixels.
+    """
+    if tokens.ndim != 3:
+        raise ValueError(f'tokens must have shape (B, N, C), got {tuple(tokens.shape)}')
+    _check_points(points, 'tokens', tokens)
+    if tokens.shape[1] != points.shape[1]:
+        raise ValueError(
+            'tokens and points must be as many, got tokens '
+            f'{tuple(tokens.shape)} and points {tuple(points.shape)}'
+        )
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f'size must be (H, W) with at least one pixel, got {size}')
+    height, width = size
+    dtype = torch.promote_types(tokens.dtype, points.dtype)
+    index, weight = _corners(points.to(dtype), height, width)
+    # (B, N, C) -> (B, N, 4, C)
+    values = tokens.to(dtype)[:, :, None] * weight[..., None]
+    batch, _, channels = tokens.shape
+    table = values.new_zeros(batch * height * width, channels)
+    table = table.index_add(0, index.flatten(), values.flatten(0, 2))
+    # (B * H * W, C) -> (B, C, H, W)
+    table = table.view(batch, height, width, channels)
+    return table.permute(0, 3, 1, 2).to(tokens.dtype)
+
+
 def _check_arguments(feat: Tensor, points: Tensor) -> None:
-    shapes = f'feat {tuple(feat.shape)} and points {tuple(points.shape)}'
     if feat.ndim != 4:
-        raise ValueError(f'feat must have shape (B, C, H, W), got {shapes}')
+        raise ValueError(
+            f'feat must have shape (B, C, H, W), got feat {tuple(feat.shape)} and '
+            f'points {tuple(points.shape)}'
+        )
+    _check_points(points, 'feat', feat)
+    if feat.shape[2] == 0 or feat.shape[3] == 0:
+        raise ValueError(
+            f'feat must have at least one pixel, got feat {tuple(feat.shape)}'
+        )
+
+
+def _check_points(points: Tensor, name: str, other: Tensor) -> None:
+    """Check points, and that the tensor called ``name`` goes with them."""
+    shapes = f'{name} {tuple(other.shape)} and points {tuple(points.shape)}'
     if points.ndim != 3 or points.shape[-1] != 2:
         raise ValueError(f'points must have shape (B, N, 2), got {shapes}')
-    if feat.shape[0] != points.shape[0]:
-        raise ValueError(f'feat and points must have the same batch size, got {shapes}')
-    if feat.shape[2] == 0 or feat.shape[3] == 0:
-        raise ValueError(f'feat must have at least one pixel, got {shapes}')
-    if feat.device != points.device:
+    if other.shape[0] != points.shape[0]:
         raise ValueError(
-            f'feat and points must be on the same device, got {shapes} '
-            f'on {feat.device} and {points.device}'
+            f'{name} and points must have the same batch size, got {shapes}'
         )
-    if not feat.is_floating_point():
-        raise TypeError(f'feat must be floating point, got {feat.dtype}')
+    if other.device != points.device:
+        raise ValueError(
+            f'{name} and points must be on the same device, got {shapes} '
+            f'on {other.device} and {points.device}'
+        )
+    if not other.is_floating_point():
+        raise TypeError(f'{name} must be floating point, got {other.dtype}')
     if points.dtype not in (torch.float32, torch.float64):
         raise TypeError(
             'points must be float32 or float64 (half precision cannot place a '
@@ -109,28 +169,40 @@ def _sample_with_torch(feat: Tensor, points: Tensor) -> Tensor:
     ``tools/benchmarks/benchmark_sampling.py``.
     """
     batch, channels, height, width = feat.shape
+    index, weight = _corners(points, height, width)
+    # (B, C, H, W) -> (B * H * W, C), a view of a channels_last map
+    table = feat.permute(0, 2, 3, 1).reshape(-1, channels)
+    samples = F.embedding_bag(
+        index.flatten(0, 1), table, per_sample_weights=weight.flatten(0, 1), mode='sum'
+    )
+    return samples.view(batch, points.shape[1], channels)
+
+
+def _corners(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The four pixels around each point, as rows of a table of pixels.
+
+    Args:
+        points (Tensor): Points of shape (B, N, 2).
+        height (int): Height of the map.
+        width (int): Width of the map.
+
+    Returns:
+        tuple[Tensor, Tensor]: Indices in [0, B * height * width) and bilinear weights,
+        both (B, N, 4). A pixel outside the map has weight 0.
+    """
     x, y = points.unbind(-1)
     # False for NaN as well. Every later operation then sees finite numbers only.
     inside = (x > -1) & (x < width) & (y > -1) & (y < height)
     x_index, x_weight = _stencil(torch.where(inside, x, 0), width)
     y_index, y_weight = _stencil(torch.where(inside, y, 0), height)
 
-    # (B, N, 2, 1) and (B, N, 1, 2) -> (B, N, 2, 2), the four corners
+    # (B, N, 2, 1) and (B, N, 1, 2) -> (B, N, 2, 2)
     weight = y_weight.unsqueeze(-1) * x_weight.unsqueeze(-2)
     weight = weight * inside[..., None, None]
     index = y_index.unsqueeze(-1) * width + x_index.unsqueeze(-2)
-    image = torch.arange(batch, device=feat.device) * (height * width)
+    image = torch.arange(len(points), device=points.device) * (height * width)
     index = index + image.view(-1, 1, 1, 1)
-
-    # (B, C, H, W) -> (B * H * W, C), a view of a channels_last map
-    table = feat.permute(0, 2, 3, 1).reshape(-1, channels)
-    samples = F.embedding_bag(
-        index.reshape(-1, 4),
-        table,
-        per_sample_weights=weight.reshape(-1, 4),
-        mode='sum',
-    )
-    return samples.view(batch, points.shape[1], channels)
+    return index.flatten(2), weight.flatten(2)
 
 
 def _stencil(coords: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -1,28 +1,31 @@
 # Copyright (c) mmpsvit contributors.
-"""Runs a network on images and keeps what its picture needs."""
+"""Runs a network on single images, for pictures of where it looks."""
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from mmengine.dataset import pseudo_collate
+from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import nn
 
 from .sampling import record_sampling
 
+_MAX_NAME = 24
+
 
 class SampledImages(NamedTuple):
-    """What a picture of several images needs, in the order of ``sampling_figure``.
+    """Images and what a network did with them: the arguments of `sampling_figure`.
 
     Attributes:
-        images (list[np.ndarray]): The network's inputs before normalisation and
-            padding, each RGB of shape (H, W, 3), uint8.
-        trajectories (list[np.ndarray]): Points of each, (num_iters, N, 2), (x, y) in
-            pixels of the image.
-        titles (list[str]): The predicted class and its score; empty unless the model
-            is a classifier.
+        images (list[np.ndarray]): The network's inputs as RGB images, each (H, W, 3),
+            uint8.
+        trajectories (list[np.ndarray]): The points of every iteration in each image,
+            (num_iters, N, 2), (x, y) in pixels, see :func:`record_sampling`.
+        titles (list[str]): A classifier's predictions, see :func:`title_of`.
     """
 
     images: list[np.ndarray]
@@ -36,65 +39,84 @@ def spread_indices(total: int, count: int) -> list[int]:
 
 
 def predict_sampling(
-    model: nn.Module, items: Iterable[dict], classes: Sequence[str] = ()
+    model: BaseModel, items: Iterable[dict], classes: Sequence[str] = ()
 ) -> SampledImages:
-    """Run a model on images, one by one, and record where it samples.
+    """Run a model on images one by one, since they may differ in size.
 
-    The model evaluates without gradients; its mode is restored.
+    The model runs in eval mode and without gradients; afterwards, each of its modules
+    is in the mode it was in.
 
     Args:
-        model (nn.Module): A classifier or detector with one
-            :class:`ProgressiveSampling`, with its data preprocessor.
-        items (Iterable[dict]): What a data set or its pipeline gives, each with
-            'inputs' of shape (3, H, W), uint8, and 'data_samples'.
-        classes (Sequence[str]): Names of the classes. Defaults to (), which means
-            their numbers.
+        model (BaseModel): A classifier or detector with a
+            :class:`ProgressiveSampling` in it; not wrapped for distributed training,
+            so that one process can run it alone.
+        items (Iterable[dict]): Images as the pipeline of a data set packs them:
+            ``inputs``, a tensor (3, H, W) or (1, H, W), uint8, and ``data_samples``,
+            which the model may write its predictions into.
+        classes (Sequence[str]): Class names for the titles. Defaults to ().
 
     Returns:
-        SampledImages: One entry for each image.
+        SampledImages: Images, points and titles, in the order of ``items``.
 
     Raises:
         ValueError: If the model has no or several samplers.
     """
     images, titles = [], []
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), record_sampling(model) as trajectories:
-            for item in items:
-                (sample,) = model.test_step(pseudo_collate([item]))
-                image = item['inputs']
-                if _swaps_channels(model.data_preprocessor):
-                    image = image.flip(0)
-                # (3, H, W) -> (H, W, 3)
-                images.append(image.permute(1, 2, 0).cpu().numpy())
-                titles.append(_title_of(sample, classes))
-    finally:
-        model.train(training)
+    with _eval_mode(model), torch.no_grad(), record_sampling(model) as trajectories:
+        for item in items:
+            (prediction,) = model.test_step(pseudo_collate([item]))
+            images.append(_rgb_image(item, model.data_preprocessor))
+            titles.append(title_of(prediction, classes))
     return SampledImages(images, trajectories, titles)
 
 
-def _swaps_channels(data_preprocessor: nn.Module) -> bool:
-    """Whether BGR images become the RGB that the network is made for."""
-    # MMPretrain's name, then MMEngine's and MMDetection's.
-    for name in ('to_rgb', '_channel_conversion'):
-        if hasattr(data_preprocessor, name):
-            return bool(getattr(data_preprocessor, name))
-    return False
+def title_of(prediction: BaseDataElement, classes: Sequence[str]) -> str:
+    """Name a classifier's best class, its score, and the truth where it is known.
 
+    Args:
+        prediction (BaseDataElement): What the model returned for an image.
+        classes (Sequence[str]): Class names; labels beyond them stay numbers.
 
-def _title_of(sample: BaseDataElement, classes: Sequence[str]) -> str:
-    """The predicted class and its score, and the true class where it is another."""
-    if 'pred_score' not in sample:
+    Returns:
+        str: Such as 'cat (93%), truth: dog'; empty for a detector.
+    """
+    if 'pred_score' not in prediction:
         return ''
-    label = int(sample.pred_label)
-    title = f'{_name(label, classes)} ({sample.pred_score[label]:.0%})'
-    if 'gt_label' in sample and sample.gt_label.numel() == 1:
-        truth = int(sample.gt_label)
-        if truth != label:
-            title += f', is {_name(truth, classes)}'
+    label = int(prediction.pred_score.argmax())
+    title = f'{_name(label, classes)} ({prediction.pred_score[label]:.0%})'
+    if 'gt_label' in prediction:
+        truth = (_name(label, classes) for label in prediction.gt_label.tolist())
+        title += f', truth: {" + ".join(truth)}'
     return title
 
 
 def _name(label: int, classes: Sequence[str]) -> str:
-    return classes[label] if label < len(classes) else str(label)
+    name = str(classes[label] if label < len(classes) else label)
+    return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + '…'
+
+
+def _rgb_image(item: dict, data_preprocessor: nn.Module) -> np.ndarray:
+    """The network's input before normalisation and padding, (H, W, 3) in RGB."""
+    # Files are read as BGR, whatever the network wants; the arrays of a data set such
+    # as CIFAR are RGB already, and then the network does not convert them.
+    converts = any(
+        getattr(data_preprocessor, name, False)
+        for name in ('to_rgb', '_channel_conversion')
+    )
+    image = item['inputs']
+    if converts or 'img_path' in item['data_samples']:
+        image = image.flip(0)
+    # Grey images get three equal channels.
+    return image.expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put the modules into eval mode, and each back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -16,4 +16,9 @@ status=0
 "$python" -m pytest -m cuda tests 2>&1 | tee "$out/tests.log" || status=1
 "$python" tools/benchmarks/benchmark_sampling.py --device cuda --batch 128 \
     --out "$out/sampling.json" | tee "$out/sampling.log" || status=1
+for mode in inference train; do
+    option=$([ $mode = train ] && echo --train || true)
+    "$python" tools/benchmarks/benchmark_speed.py --amp $option --out "$out/$mode" \
+        2>&1 | tee "$out/$mode.log" || status=1
+done
 exit $status
