@@ -12,6 +12,7 @@ from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmpsvit.models.backbones.pyramid import FEATMAP_MODES, build_pyramid, check_strides
 from mmpsvit.models.backbones.stem import Stem
 from mmpsvit.models.encoder_layer import EncoderLayer
 from mmpsvit.registry import MODELS
@@ -53,11 +54,19 @@ class PSViT(BaseBackbone):
             - ``'cls_token'``: The class token, (B, C).
             - ``'avg_featmap'``: The mean of the point tokens, (B, C).
             - ``'raw'``: All tokens, (B, 1 + N, C), or (B, N, C) without class token.
+            - ``'featmap'``: One map (B, C, ceil(H / s), ceil(W / s)) for each stride
+              s of ``out_strides``, from the point tokens and the stem's map, see
+              :func:`build_pyramid`. Takes one of ``out_indices``. Padding that a
+              detector adds to the images of a batch is not masked.
 
             Defaults to 'cls_token'.
         out_indices (int | Sequence[int]): Encoder layers, counted from 0 after the
             sampler, whose output is returned; negative ones count from the end. The
             last layer's output is normalised. Defaults to -1.
+        out_strides (Sequence[int]): Strides of the maps of ``out_type='featmap'``,
+            increasing powers of two from 4 on. Defaults to (4, 8, 16, 32).
+        featmap_mode (str): 'index' puts a token where its point began, 'splat' where
+            it ended. Defaults to 'splat'.
         with_cls_token (bool): Whether a class token joins the tokens after the
             sampling. Defaults to True.
         drop_rate (float): Dropout after the attention's projection and in the MLP.
@@ -100,7 +109,7 @@ class PSViT(BaseBackbone):
         'feedforward_channels',
     )
     OPTIONAL_ARCH_KEYS = ('stem_base_channels', 'stem_channels')
-    OUT_TYPES = ('cls_token', 'avg_featmap', 'raw')
+    OUT_TYPES = ('cls_token', 'avg_featmap', 'raw', 'featmap')
 
     def __init__(
         self,
@@ -109,6 +118,8 @@ class PSViT(BaseBackbone):
         in_channels: int = 3,
         out_type: str = 'cls_token',
         out_indices: int | Sequence[int] = -1,
+        out_strides: Sequence[int] = (4, 8, 16, 32),
+        featmap_mode: str = 'splat',
         with_cls_token: bool = True,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -129,6 +140,12 @@ class PSViT(BaseBackbone):
         self.embed_dims = arch['embed_dims']
         self.num_layers = arch['num_layers']
         self.out_type = out_type
+        self.out_strides = check_strides(out_strides, STEM_STRIDE)
+        if featmap_mode not in FEATMAP_MODES:
+            raise ValueError(
+                f'featmap_mode must be one of {FEATMAP_MODES}, got {featmap_mode!r}'
+            )
+        self.featmap_mode = featmap_mode
         self.norm_eval = norm_eval
 
         self.stem = Stem(
@@ -178,6 +195,10 @@ class PSViT(BaseBackbone):
         self.norm = nn.LayerNorm(self.embed_dims, eps=1e-5)
 
         self.out_indices = self._check_out_indices(out_indices)
+        if out_type == 'featmap' and len(self.out_indices) > 1:
+            raise ValueError(
+                f"out_type = 'featmap' takes one of out_indices, got {out_indices}"
+            )
         if not -1 <= frozen_stages <= 1 + len(self.layers):
             raise ValueError(
                 f'frozen_stages must be in [-1, {1 + len(self.layers)}], got '
@@ -292,9 +313,27 @@ class PSViT(BaseBackbone):
             x (Tensor): Images (B, in_channels, H, W) of any size.
 
         Returns:
-            tuple[Tensor, ...]: For each of ``out_indices`` what ``out_type`` says.
+            tuple[Tensor, ...]: For each of ``out_indices``, or of ``out_strides``, what
+            ``out_type`` says.
         """
-        x = self.sampler(self.stem(self._prepare_images(x))).tokens
+        images = self._prepare_images(x)
+        feat = self.stem(images)
+        sampled = self.sampler(feat)
+        outs = self._encode(sampled.tokens)
+        if self.out_type == 'featmap':
+            return build_pyramid(
+                self._point_tokens(outs[0]),
+                sampled,
+                feat,
+                self.out_strides,
+                image_size=x.shape[-2:],
+                padded_size=images.shape[-2:],
+                mode=self.featmap_mode,
+            )
+        return tuple(self._format_output(out) for out in outs)
+
+    def _encode(self, x: Tensor) -> list[Tensor]:
+        """Run the encoder on point tokens; return all tokens of ``out_indices``."""
         if self.cls_token is not None:
             # (B, N, C) -> (B, 1 + N, C)
             x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
@@ -305,8 +344,8 @@ class PSViT(BaseBackbone):
             if index == len(self.layers) - 1:
                 x = self.norm(x)
             if index in self.out_indices:
-                outs.append(self._format_output(x))
-        return tuple(outs)
+                outs.append(x)
+        return outs
 
     def _prepare_images(self, x: Tensor) -> Tensor:
         """Pad images to whole cells of the sampler's grid, and lay them out.
@@ -325,8 +364,11 @@ class PSViT(BaseBackbone):
             return x
         if self.out_type == 'cls_token':
             return x[:, 0]
-        num_extra_tokens = 0 if self.cls_token is None else 1
-        return x[:, num_extra_tokens:].mean(dim=1)
+        return self._point_tokens(x).mean(dim=1)
+
+    def _point_tokens(self, x: Tensor) -> Tensor:
+        """All tokens (B, L, C) but the class token."""
+        return x if self.cls_token is None else x[:, 1:]
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """The depth of a parameter, for layer-wise learning rate decay.

@@ -1,0 +1,155 @@
+# Copyright (c) mmpsvit contributors.
+"""``out_type='featmap'``: sizes, strides, and where the tokens go."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mmpsvit import PSViT
+from mmpsvit.models import SampledTokens
+from mmpsvit.models.backbones.pyramid import build_pyramid
+
+ARCH = dict(
+    embed_dims=24,
+    num_layers=4,
+    num_heads=3,
+    feedforward_channels=48,
+    stem_base_channels=8,
+    stem_channels=(24,),
+)
+
+
+def build(move: bool = True, **kwargs) -> PSViT:
+    torch.manual_seed(0)
+    kwargs.setdefault('sampler', dict(point_stride=16, num_iters=2))
+    model = PSViT(ARCH, out_type='featmap', **kwargs)
+    model.init_weights()
+    if move:
+        for layer in model.sampler.offset_layers:
+            torch.nn.init.normal_(layer.weight, std=0.3)
+            torch.nn.init.normal_(layer.bias)
+    return model.eval()
+
+
+@pytest.mark.parametrize('mode', ['index', 'splat'])
+@pytest.mark.parametrize('size', [(64, 96), (33, 47), (5, 130), (1, 1)])
+def test_sizes(mode, size):
+    maps = build(featmap_mode=mode)(torch.rand(2, 3, *size))
+    assert len(maps) == 4
+    for stride, out in zip((4, 8, 16, 32), maps, strict=True):
+        height, width = (-(-length // stride) for length in size)
+        assert out.shape == (2, 24, height, width)
+        assert out.isfinite().all()
+
+
+def test_size_of_a_detector():
+    model = build(out_strides=(8, 64))
+    with torch.no_grad():
+        maps = model(torch.rand(1, 3, 800, 1333))
+    assert [tuple(out.shape[-2:]) for out in maps] == [(100, 167), (13, 21)]
+
+
+def test_point_stride_equals_num_points():
+    """224 px gives the 14 x 14 points of classification, and the same maps."""
+    image = torch.rand(1, 3, 224, 224)
+    by_stride = build()(image)
+    by_number = build(sampler=dict(num_points=14, num_iters=2))(image)
+    for one, other in zip(by_stride, by_number, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_modes_are_equal_where_no_point_has_moved():
+    image = torch.rand(2, 3, 64, 96)
+    index, splat = (
+        build(move=False, featmap_mode=mode, out_strides=(16,))(image)[0]
+        for mode in ('index', 'splat')
+    )
+    torch.testing.assert_close(index, splat, atol=1e-5, rtol=0)
+    moved = build(featmap_mode='splat', out_strides=(16,))(image)[0]
+    assert (
+        moved - build(featmap_mode='index', out_strides=(16,))(image)[0]
+    ).abs().max() > 0.1
+
+
+def sampled_at(points: torch.Tensor, grid_size: tuple[int, int]) -> SampledTokens:
+    empty = points[:, None]
+    return SampledTokens(points, points, empty, grid_size)
+
+
+def test_index_mode_is_row_major_and_adds_the_stem():
+    tokens = torch.arange(6.0).view(1, 6, 1)
+    feat = torch.rand(1, 1, 8, 12)
+    (out,) = build_pyramid(
+        tokens, sampled_at(torch.zeros(1, 6, 2), (2, 3)), feat, [16],
+        image_size=(32, 48), padded_size=(32, 48), mode='index',
+    )  # fmt: skip
+    expected = tokens.view(1, 1, 2, 3) + F.avg_pool2d(feat, 4)
+    torch.testing.assert_close(out, expected)
+
+
+def test_splat_mode_moves_tokens():
+    """Four cells of a 2 x 2 grid over 8 x 8 pixels; all tokens meet in one cell."""
+    tokens = torch.tensor([1.0, 2, 3, 6]).view(1, 4, 1)
+    feat = torch.zeros(1, 1, 8, 8)
+    # u = 2 * 2 / 8 - 0.5 = 0 and u = 6 * 2 / 8 - 0.5 = 1: the lower right cell.
+    points = torch.tensor([6.0, 6.0]).expand(1, 4, 2)
+    (out,) = build_pyramid(
+        tokens, sampled_at(points, (2, 2)), feat, [16],
+        image_size=(32, 32), padded_size=(32, 32), mode='splat',
+    )  # fmt: skip
+    # Their mean there; elsewhere the token that began there.
+    torch.testing.assert_close(out, torch.tensor([[[[1.0, 2], [3, 3]]]]))
+    # A quarter of a cell to the left: both cells of the row get the mean.
+    (out,) = build_pyramid(
+        tokens, sampled_at(points - torch.tensor([1.0, 0]), (2, 2)), feat, [16],
+        image_size=(32, 32), padded_size=(32, 32), mode='splat',
+    )  # fmt: skip
+    torch.testing.assert_close(out, torch.tensor([[[[1.0, 2], [3, 3]]]]))
+
+
+@pytest.mark.parametrize('mode', ['index', 'splat'])
+@pytest.mark.parametrize('with_cls_token', [True, False])
+def test_every_parameter_gets_a_gradient(mode, with_cls_token):
+    model = build(featmap_mode=mode, with_cls_token=with_cls_token).train()
+    maps = model(torch.rand(2, 3, 70, 90))
+    sum((out * torch.randn_like(out)).sum() for out in maps).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_no_parameters_and_classifier_weights_load():
+    classifier = PSViT(ARCH, sampler=dict(num_iters=2))
+    model = build()
+    model.load_state_dict(classifier.state_dict())
+    without = build(with_cls_token=False)
+    keys = without.load_state_dict(classifier.state_dict(), strict=False)
+    assert (keys.missing_keys, keys.unexpected_keys) == ([], ['cls_token'])
+
+
+def test_autocast():
+    model = build()
+    image = torch.rand(1, 3, 64, 64)
+    exact = model(image)
+    with torch.autocast('cpu', torch.bfloat16):
+        rounded = model(image)
+    for one, other in zip(exact, rounded, strict=True):
+        assert (one - other).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(out_strides=()), r'out_strides must be .* got \(\)'),
+        (dict(out_strides=(8, 4)), r'out_strides must be increasing .* got \(8, 4\)'),
+        (dict(out_strides=(4, 12)), 'powers of two'),
+        (dict(out_strides=(2, 4)), 'from 4 on'),
+        (dict(out_strides=(4, 4)), 'increasing'),
+        (dict(featmap_mode='nearest'), "featmap_mode must be .* got 'nearest'"),
+        (dict(out_indices=(0, 1)), r'takes one of out_indices, got \(0, 1\)'),
+    ],
+)
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        build(**kwargs)
