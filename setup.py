@@ -78,6 +78,7 @@ setup(
             'scikit-image',
             'scikit-learn',
             'scipy',
+            'tensorboard',
             'tqdm',
         ],
     },
