@@ -7,6 +7,7 @@ from .checkpoint import (
 )
 from .distributed import close_distributed, prepare_distributed
 from .fit_hook import CheckpointFitHook
+from .layer_decay import LayerDecayOptimWrapperConstructor
 from .sampling_hook import SamplingVisualizationHook
 from .schedulers import CosineFactorLR
 
@@ -14,6 +15,7 @@ __all__ = [
     'CheckpointError',
     'CheckpointFitHook',
     'CosineFactorLR',
+    'LayerDecayOptimWrapperConstructor',
     'SamplingVisualizationHook',
     'UnsafeCheckpointError',
     'close_distributed',

@@ -1,0 +1,120 @@
+# Copyright (c) mmpsvit contributors.
+"""Detectors of MMDetection on a PS-ViT backbone."""
+
+from pathlib import Path
+
+import mmdet
+import pytest
+import torch
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+
+CONFIGS = Path(__file__).parents[2] / 'configs' / 'mmdet'
+NAMES = sorted(path.stem for path in CONFIGS.glob('*.py'))
+
+
+def load(name: str) -> Config:
+    cfg = Config.fromfile(CONFIGS / f'{name}.py')
+    init_default_scope(cfg.default_scope)
+    return cfg
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_detector_takes_a_training_step(name):
+    """Images of two odd sizes in a padded batch; whatever is trained has a gradient."""
+    torch.manual_seed(0)
+    cfg = load(name)
+    model = MODELS.build(cfg.model).train()
+    model.init_weights()
+    shapes = [(3, 120, 181), (3, 97, 150)]
+    data = demo_mm_inputs(2, shapes, num_classes=80, with_mask='mask' in name)
+    losses = model(**model.data_preprocessor(data, True), mode='loss')
+    loss, _ = model.parse_losses(losses)
+    assert loss.isfinite()
+    loss.backward()
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, key
+            assert parameter.grad.isfinite().all(), key
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    assert model.train_step(data, optim_wrapper)['loss'].isfinite()
+    predictions = model.eval().test_step(data)
+    assert all(p.pred_instances.bboxes.isfinite().all() for p in predictions)
+    assert len(predictions) == 2
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_only_backbone_and_channels_are_swapped(name):
+    """What the shipped config changes in the model of MMDetection's config."""
+    text = (CONFIGS / f'{name}.py').read_text()
+    base = next(
+        line.split("'")[1] for line in text.split('\n') if line.startswith('_base_')
+    )
+    if base.startswith('./'):
+        pytest.skip('inherits another of these configs')
+    stock_configs = Path(mmdet.__file__).parent / '.mim' / 'configs'
+    stock = Config.fromfile(stock_configs / base.removeprefix('mmdet::')).model
+    ours = load(name).model
+    changed = {key for key in ours if ours[key] != stock.get(key)} - {'_scope_'}
+    allowed = {'backbone', 'neck'} | (
+        {'data_preprocessor'} if 'fcos' in name else set()
+    )
+    assert changed == allowed
+    changed = {key for key in ours.neck if ours.neck[key] != stock.neck.get(key)}
+    assert changed - {'_scope_'} == {'in_channels'}
+    assert ours.data_preprocessor.mean == [123.675, 116.28, 103.53]
+    assert ours.data_preprocessor.bgr_to_rgb
+
+
+def test_layer_decay_of_a_detector():
+    cfg = load('retinanet_psvit-ti14_fpn_1x_coco')
+    model = MODELS.build(cfg.model)
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    scales = {
+        group['param_name']: group['lr_scale'] for group in optimizer.param_groups
+    }
+    assert set(scales) == {name for name, _ in model.named_parameters()}
+    rate = cfg.optim_wrapper.paramwise_cfg.layer_decay_rate
+    for name, depth in {
+        'backbone.stem.conv1.weight': 0,
+        'backbone.sampler.layers.3.ln1.weight': 4,
+        'backbone.layers.0.ln1.weight': 5,
+        'backbone.layers.7.ln1.weight': 12,
+        'backbone.norm.weight': 13,
+        'bbox_head.retina_cls.bias': 13,
+    }.items():
+        assert scales[name] == pytest.approx(rate ** (13 - depth)), name
+    decays = {g['param_name']: g['weight_decay'] for g in optimizer.param_groups}
+    assert decays['backbone.cls_token'] == decays['backbone.norm.weight'] == 0
+    assert decays['bbox_head.retina_cls.weight'] == 0.05
+
+
+def test_layer_decay_needs_depths():
+    cfg = load('retinanet_psvit-ti14_fpn_1x_coco')
+    model = torch.nn.Module()
+    model.backbone = torch.nn.Linear(2, 2)
+    with pytest.raises(NotImplementedError, match='get_layer_depth, Module has Linear'):
+        build_optim_wrapper(model, cfg.optim_wrapper)
+
+
+def test_pretrained_knob(tmp_path):
+    """Set to a classifier checkpoint, the backbone starts from its weights."""
+    source = CONFIGS / 'retinanet_psvit-ti14_fpn_1x_coco.py'
+    classifier = Config.fromfile(CONFIGS.parent / 'psvit' / 'ti14.py')
+    init_default_scope(classifier.default_scope)
+    torch.manual_seed(1)
+    state = MODELS.build(classifier.model).state_dict()
+    torch.save(dict(state_dict=state), tmp_path / 'ti14.pth')
+    text = source.read_text().replace(
+        'pretrained = None', f'pretrained = {str(tmp_path / "ti14.pth")!r}'
+    )
+    text = text.replace("'./", f"'{CONFIGS}/")
+    (tmp_path / 'mine.py').write_text(text)
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    for key, value in model.backbone.state_dict().items():
+        assert torch.equal(value, state[f'backbone.{key}']), key
