@@ -6,6 +6,8 @@ from mmengine.model import BaseModule
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
 from torch import Tensor
 
+from mmpsvit.models.initialization import LINEAR_INIT
+
 
 class EncoderLayer(TransformerEncoderLayer):
     """MMPretrain's pre-LN transformer layer as PS-ViT has it.
@@ -32,9 +34,7 @@ class EncoderLayer(TransformerEncoderLayer):
     ) -> None:
         kwargs.setdefault('qkv_bias', False)
         kwargs.setdefault('norm_cfg', dict(type='LN', eps=1e-5))
-        kwargs.setdefault(
-            'init_cfg', dict(type='TruncNormal', layer='Linear', std=0.02)
-        )
+        kwargs.setdefault('init_cfg', LINEAR_INIT)
         super().__init__(embed_dims, num_heads, feedforward_channels, **kwargs)
         self.with_cp = with_cp
 

@@ -116,11 +116,18 @@ def splat_points(tokens: Tensor, points: Tensor, size: tuple[int, int]) -> Tenso
     height, width = size
     dtype = torch.promote_types(tokens.dtype, points.dtype)
     index, weight = _corners(points.to(dtype), height, width)
-    # (B, N, C) -> (B, N, 4, C)
-    values = tokens.to(dtype)[:, :, None] * weight[..., None]
     batch, _, channels = tokens.shape
-    table = values.new_zeros(batch * height * width, channels)
-    table = table.index_add(0, index.flatten(), values.flatten(0, 2))
+    # One bag of tokens per pixel. Unlike a scatter, this never holds (B, N, 4, C), and
+    # the order of each sum is fixed.
+    index, order = index.flatten().sort(stable=True)
+    pixels = torch.arange(batch * height * width, device=index.device)
+    table = F.embedding_bag(
+        order // 4,  # four corners per token
+        tokens.to(dtype).flatten(0, 1),
+        torch.searchsorted(index, pixels),
+        per_sample_weights=weight.flatten()[order],
+        mode='sum',
+    )
     # (B * H * W, C) -> (B, C, H, W)
     table = table.view(batch, height, width, channels)
     return table.permute(0, 3, 1, 2).to(tokens.dtype)

@@ -2,6 +2,7 @@
 """``splat_points`` is the adjoint of ``sample_points``, value and gradients."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -61,23 +62,45 @@ def test_against_reference(device, size):
     assert torch.equal(splat_points(strided, points, size), out)
 
 
+coordinates = st.one_of(
+    st.floats(-4, 10),
+    st.floats(),
+    st.sampled_from([math.inf, -math.inf, math.nan, 1e30, -1.0, 1e-45, -1e-45]),
+    st.integers(-2, 7).map(float),
+)
+
+
 @settings(deadline=None, derandomize=True, max_examples=300)
 @given(
+    data=st.data(),
     batch=st.integers(0, 3),
     count=st.integers(0, 7),
+    channels=st.integers(1, 4),
     height=st.integers(1, 6),
     width=st.integers(1, 6),
-    seed=st.integers(0, 10_000),
+    strided=st.booleans(),
 )
-def test_adjoint_of_sampling(batch, count, height, width, seed):
-    """<sample(F), T> = <F, splat(T)>."""
-    tokens, points = make(batch, count, size=(height, width), seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    shape = (batch, 3, height, width)
-    feat = torch.randn(shape, generator=generator, dtype=torch.float64)
+def test_adjoint_of_sampling(data, batch, count, channels, height, width, strided):
+    """<sample(F), T> = <F, splat(T)>, and so are the gradients, wherever a point is."""
+    total = batch * count * 2
+    values = data.draw(st.lists(coordinates, min_size=total, max_size=total))
+    points = torch.tensor(values, dtype=torch.float64).view(batch, count, 2)
+    tokens, _ = make(batch, count, channels)
+    feat = make(batch, height * width, channels, seed=1)[0].mT
+    feat = feat.reshape(batch, channels, height, width)
+    if strided:
+        tokens, points = tokens.mT.contiguous().mT, points.mT.contiguous().mT
+    inputs = [tensor.requires_grad_() for tensor in (feat, points, tokens)]
+
     sampled = (sample_points(feat, points) * tokens).sum()
     splatted = (feat * splat_points(tokens, points, (height, width))).sum()
     assert abs(sampled - splatted) < 1e-12
+    for actual, expected in zip(
+        torch.autograd.grad(splatted, inputs),
+        torch.autograd.grad(sampled, inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf'), 1e30])
@@ -91,11 +114,59 @@ def test_points_that_are_nowhere_add_nothing(value):
     assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
-def test_gradients():
-    tokens, points = make()
+@on_all_devices
+@pytest.mark.parametrize('place', ['anywhere', 'border'])
+def test_gradients(device, place):
+    tokens, points = make(device=device)
+    if place == 'border':
+        # In the strips (-1, 0) and (width - 1, width), (height - 1, height)
+        extent = points.new_tensor([6, 4])
+        points = points.frac().abs().clamp(0.05, 0.95)
+        points[:, ::2] -= 1
+        points[:, 1::2] += extent - 1
     tokens.requires_grad_()
     points.requires_grad_()
     assert gradcheck(lambda t, p: splat_points(t, p, (4, 6)), (tokens, points))
+
+
+@on_all_devices
+@pytest.mark.parametrize(('batch', 'count'), [(0, 3), (2, 0), (0, 0)])
+def test_nothing_to_splat(device, batch, count):
+    tokens, points = make(batch, count, device=device)
+    tokens.requires_grad_()
+    points.requires_grad_()
+    out = splat_points(tokens, points, (4, 6))
+    assert torch.equal(out, tokens.new_zeros(batch, 3, 4, 6))
+    out.sum().backward()
+    assert tokens.grad.shape == tokens.shape
+    assert points.grad.shape == points.shape
+
+
+def test_shape_on_meta():
+    tokens, points = make(device='meta')
+    out = splat_points(tokens.half(), points.float(), (4, 6))
+    assert (out.shape, out.dtype) == ((2, 3, 4, 6), torch.float16)
+
+
+@on_all_devices
+def test_same_sum_every_time(device):
+    """Many tokens on few pixels, in float32."""
+    tokens, points = make(count=500, device=device)
+    tokens, points = tokens.float(), points.float()
+    out = splat_points(tokens, points, (4, 6))
+    for _ in range(5):
+        assert torch.equal(splat_points(tokens, points, (4, 6)), out)
+
+
+def test_float64_on_either_side():
+    tokens, points = make()
+    exact = splat_points(tokens, points, (4, 6))
+    assert splat_points(tokens, points.float(), (4, 6)).dtype == torch.float64
+    mixed = splat_points(tokens.float(), points, (4, 6))
+    assert mixed.dtype == torch.float32
+    expected = splat_points(tokens.float().double(), points, (4, 6)).float()
+    assert torch.equal(mixed, expected)
+    torch.testing.assert_close(mixed, exact.float(), atol=1e-6, rtol=0)
 
 
 @on_all_devices
@@ -122,6 +193,11 @@ def test_dtypes(device, dtype):
         ),
         (dict(points=torch.rand(2, 5, 3)), ValueError, r'points must have shape'),
         (dict(points=torch.rand(1, 5, 2)), ValueError, 'the same batch size'),
+        (
+            dict(points=torch.rand(2, 5, 2, device='meta')),
+            ValueError,
+            'same device.*cpu and meta',
+        ),
         (dict(points=torch.rand(2, 4, 2)), ValueError, 'must be as many, got tokens'),
         (dict(points=torch.rand(2, 5, 2).half()), TypeError, 'float32 or float64'),
         (dict(tokens=torch.ones(2, 5, 3).int()), TypeError, 'tokens must be floating'),

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmpsvit.models.backbones.pyramid import FEATMAP_MODES, build_pyramid, check_strides
 from mmpsvit.models.backbones.stem import Stem
 from mmpsvit.models.encoder_layer import EncoderLayer
+from mmpsvit.models.initialization import trunc_normal_
 from mmpsvit.registry import MODELS
 
 STEM_STRIDE = 4
@@ -270,7 +271,7 @@ class PSViT(BaseBackbone):
     def init_weights(self) -> None:
         """Initialise the weights: the class token here, the rest in the modules."""
         if self.cls_token is not None:
-            nn.init.trunc_normal_(self.cls_token, std=0.02)
+            trunc_normal_(self.cls_token)
         # Last, since a pretrained checkpoint overwrites everything.
         super().init_weights()
 

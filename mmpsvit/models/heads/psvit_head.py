@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from mmpretrain.models.heads import VisionTransformerClsHead
 from torch import Tensor
 
+from mmpsvit.models.initialization import LINEAR_INIT
 from mmpsvit.models.necks import SampledTokens
 from mmpsvit.registry import MODELS
 
@@ -47,7 +48,7 @@ class PSViTClsHead(VisionTransformerClsHead):
         if pool not in self.POOLS:
             raise ValueError(f'pool must be one of {self.POOLS}, got {pool!r}')
         if init_cfg is None:
-            init_cfg = dict(type='TruncNormal', layer='Linear', std=0.02)
+            init_cfg = LINEAR_INIT
         super().__init__(num_classes, in_channels, init_cfg=init_cfg, **kwargs)
         self.pool = pool
 

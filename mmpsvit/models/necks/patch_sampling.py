@@ -8,6 +8,7 @@ from mmengine.model import BaseModule
 from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
 
+from mmpsvit.models.initialization import trunc_normal_
 from mmpsvit.models.necks.progressive_sampling import SampledTokens
 from mmpsvit.registry import MODELS
 
@@ -77,7 +78,7 @@ class PatchSampling(BaseModule):
 
     def init_weights(self) -> None:
         """Initialise the position embedding; the convolution keeps its default."""
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        trunc_normal_(self.pos_embed)
         # Last, since a pretrained checkpoint overwrites everything.
         super().init_weights()
 

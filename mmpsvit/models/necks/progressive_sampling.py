@@ -12,6 +12,7 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from mmpsvit.models.encoder_layer import EncoderLayer
+from mmpsvit.models.initialization import trunc_normal_
 from mmpsvit.ops import prepare_map, sample_points
 from mmpsvit.registry import MODELS
 
@@ -156,7 +157,7 @@ class ProgressiveSampling(BaseModule):
         """Initialise the weights: offset layers zero, other layers truncated normal."""
         for layer in (self.in_proj, self.position_layer):
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
+                trunc_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
         for layer in self.offset_layers:
             nn.init.zeros_(layer.weight)
