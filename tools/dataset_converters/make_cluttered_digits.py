@@ -1,9 +1,10 @@
 # Copyright (c) mmpsvit contributors.
-"""Make a small image classification data set: one digit among clutter.
+"""Make a small image data set of digits among clutter, to classify or to detect.
 
-Each image shows one handwritten digit (from scikit-learn's bundled 8x8 digits,
-so nothing is downloaded) at a random place on a larger noisy RGB canvas, among
-fragments of other digits. No source digit is used in both splits. On disk::
+Each image shows one handwritten digit, with ``--coco`` several (from scikit-learn's
+bundled 8x8 digits, so nothing is downloaded) at random places on a larger noisy RGB
+canvas, among fragments of other digits. No source digit is used in both splits. On
+disk::
 
     OUT/settings.json            the settings, written first
     OUT/train/3/000123.png       image 123 of the split, class '3'
@@ -14,9 +15,32 @@ fragments of other digits. No source digit is used in both splits. On disk::
 "label": 3, "box": [x1, y1, x2, y2]}, ...]}``: the pixel box around the digit's
 strokes, ``x2`` and ``y2`` exclusive. Loaders that scan class folders ignore it.
 
-The same command continues an interrupted run. Example::
+With ``--coco``, images show 1 to ``--max-digits`` digits of random classes (fewer,
+but at least one, where there is no room), whose boxes do not overlap::
+
+    OUT/settings.json            the settings, written first
+    OUT/train/000123.png         image 123 of the split, image_id 123
+    OUT/annotations/train.json   COCO instances, written last
+    OUT/val/..., OUT/annotations/val.json
+
+Categories 1 to 10 are called '0' to '9'. ``bbox`` is the box around the digit's
+strokes, ``segmentation`` the strokes themselves (as uncompressed RLE, since digits have
+holes; not for ``poly2mask=False``) and ``area`` the number of their pixels: with the
+default sizes, all digits are "small" in COCO's terms. Fragments are not annotated. For
+MMDetection::
+
+    dict(
+        type='CocoDataset',
+        data_root='data/cluttered_coco',
+        ann_file='annotations/train.json',
+        data_prefix=dict(img='train/'),
+        metainfo=dict(classes=tuple('0123456789')),
+    )
+
+The same command continues an interrupted run. Examples::
 
     python tools/dataset_converters/make_cluttered_digits.py data/cluttered_digits
+    python tools/dataset_converters/make_cluttered_digits.py data/cluttered_coco --coco
 """
 
 import argparse
@@ -62,6 +86,14 @@ class Settings:
     version: int = 1  # to be raised when the same settings give other images
 
 
+@dataclass(frozen=True)
+class CocoSettings(Settings):
+    """Everything that decides the content of a data set in COCO's format."""
+
+    coco: bool = True
+    max_digits: int = 3
+
+
 class Sources(NamedTuple):
     """Source digits: images (N, 10, 10) in [0, 1] and labels (N,)."""
 
@@ -76,6 +108,9 @@ class Digit(NamedTuple):
     label: int
     box: Box
     mask: np.ndarray
+
+
+Scenes = Iterable[tuple[str, list[Digit]]]  # file and digits of each image
 
 
 def split_indices(labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -214,9 +249,11 @@ def claim_folder(out: Path, settings: dict[str, Any]) -> None:
     """Write the settings to a new folder; exit if the folder is something else."""
     old = read_json(out / 'settings.json')
     if old.get('generator') == settings['generator']:
-        changed = [name for name in settings if old.get(name) != settings[name]]
-        if changed:
-            texts = (f'{k} was {old.get(k)}, now {settings[k]}' for k in changed)
+        # A data set for the other task has settings that this one lacks.
+        names = {**settings, **old}
+        values = {k: (old.get(k, 'unset'), settings.get(k, 'unset')) for k in names}
+        texts = [f'{k} was {a}, now {b}' for k, (a, b) in values.items() if a != b]
+        if texts:
             sys.exit(f'error: {out} has other settings: {"; ".join(texts)}')
     elif out.is_file() or {p.name for p in out.glob('*')} - {'.settings.json.tmp'}:
         sys.exit(f'error: {out} is not empty and not a data set of this tool')
@@ -225,42 +262,119 @@ def claim_folder(out: Path, settings: dict[str, Any]) -> None:
         write_atomic(out / 'settings.json', json.dumps(settings).encode())
 
 
-def make_split(folder: Path, count: int, settings: Settings) -> bool:
-    """Write what is missing of a split, boxes last; return whether anything was."""
-    names = [f'{index % NUM_CLASSES}/{index:06d}.png' for index in range(count)]
-    missing = set(names) - {f'{p.parent.name}/{p.name}' for p in folder.glob('*/*.png')}
-    boxes = read_json(folder / 'boxes.json')
-    if not missing and boxes.get('settings') == asdict(settings):
-        return False
+def choose_labels(index: int, settings: Settings, rng: Rng) -> list[int]:
+    """Choose the classes of the digits of a scene."""
+    if isinstance(settings, CocoSettings):
+        count = int(rng.integers(1, settings.max_digits + 1))
+        return rng.integers(NUM_CLASSES, size=count).tolist()
+    return [index % NUM_CLASSES]
 
+
+def class_folder_record(settings: Settings, scenes: Scenes) -> dict[str, Any]:
+    """Return the content of boxes.json."""
+    images = [
+        {'file': name, 'label': digit.label, 'box': digit.box}
+        for name, (digit,) in scenes
+    ]
+    return {'settings': asdict(settings), 'images': images}
+
+
+def coco_record(settings: Settings, scenes: Scenes) -> dict[str, Any]:
+    """Return the content of a COCO annotation file; its loaders ignore 'settings'."""
+    size = settings.size
+    images, annotations = [], []
+    for image_id, (name, digits) in enumerate(scenes):
+        images.append(
+            {'id': image_id, 'file_name': name, 'width': size, 'height': size}
+        )
+        for digit in digits:
+            x1, y1, x2, y2 = digit.box
+            counts = run_lengths(digit, size)
+            annotations.append(
+                {
+                    'id': len(annotations) + 1,  # pycocotools takes 0 for no match
+                    'image_id': image_id,
+                    'category_id': digit.label + 1,
+                    'bbox': [x1, y1, x2 - x1, y2 - y1],
+                    'area': sum(counts[1::2]),
+                    'iscrowd': 0,
+                    'segmentation': {'size': [size, size], 'counts': counts},
+                }
+            )
+    return {
+        'settings': asdict(settings),
+        'info': {'description': 'Digits among clutter'},
+        'licenses': [],
+        'images': images,
+        'annotations': annotations,
+        'categories': [
+            {'id': label + 1, 'name': str(label), 'supercategory': 'digit'}
+            for label in range(NUM_CLASSES)
+        ],
+    }
+
+
+def run_lengths(digit: Digit, size: int) -> list[int]:
+    """Return COCO's run lengths, column by column: others, digit, others, ..."""
+    pixels = np.zeros((size, size), bool)
+    x1, y1, x2, y2 = digit.box
+    pixels[y1:y2, x1:x2] = digit.mask > VISIBLE
+    changes = np.flatnonzero(np.diff(pixels.ravel('F'), prepend=False))
+    return np.diff(changes, prepend=0, append=pixels.size).tolist()
+
+
+def draw_missing(
+    folder: Path, names: list[str], missing: set[str], settings: Settings
+) -> Scenes:
+    """Go through the scenes of a split, and write those images that are missing."""
     sources = load_sources(folder.name)
-    for label in range(NUM_CLASSES):
-        (folder / str(label)).mkdir(parents=True, exist_ok=True)
-    images = []
     for index, name in enumerate(tqdm(names, folder.name, unit='img', disable=None)):
-        label = index % NUM_CLASSES
         rng = np.random.default_rng([settings.seed, SPLITS.index(folder.name), index])
+        labels = choose_labels(index, settings, rng)
         if name in missing:
-            pixels, digits = draw_scene([label], sources, settings, rng)
+            pixels, digits = draw_scene(labels, sources, settings, rng)
             buffer = io.BytesIO()
             # Noise hardly compresses, so spend little time on it.
             Image.fromarray(pixels).save(buffer, 'PNG', compress_level=1)
             write_atomic(folder / name, buffer.getvalue())
         else:
-            digits, _ = place_digits([label], sources, settings, rng)
-        images.append({'file': name, 'label': label, 'box': digits[0].box})
-    boxes = {'settings': asdict(settings), 'images': images}
-    write_atomic(folder / 'boxes.json', json.dumps(boxes).encode())
+            digits, _ = place_digits(labels, sources, settings, rng)
+        yield name, digits
+
+
+def make_split(folder: Path, count: int, settings: Settings) -> bool:
+    """Write what is missing of a split, boxes last; return whether anything was."""
+    names = [f'{index:06d}.png' for index in range(count)]
+    if isinstance(settings, CocoSettings):
+        path = folder.parent / 'annotations' / f'{folder.name}.json'
+        folders, make_record = [folder, path.parent], coco_record
+    else:
+        path = folder / 'boxes.json'
+        names = [f'{index % NUM_CLASSES}/{name}' for index, name in enumerate(names)]
+        folders = [folder / str(label) for label in range(NUM_CLASSES)]
+        make_record = class_folder_record
+    missing = {name for name in names if not (folder / name).exists()}
+    if not missing and read_json(path).get('settings') == asdict(settings):
+        return False
+
+    for each in folders:
+        each.mkdir(parents=True, exist_ok=True)
+    record = make_record(settings, draw_missing(folder, names, missing, settings))
+    write_atomic(path, json.dumps(record).encode())
     return True
 
 
 def parse_args() -> tuple[Path, Settings]:
     """Parse and check the command line."""
     parser = argparse.ArgumentParser(
-        description='Make a classification data set of one digit among clutter.',
+        description='Make a data set of digits among clutter, one per image, in class '
+        'folders, or with --coco several, to detect.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument('out', type=Path, help='folder to write the data set to')
+    parser.add_argument(
+        '--coco', action='store_true', help="several digits per image, in COCO's format"
+    )
     table = (
         ('digit_size', MIN_DIGIT_SIZE, math.inf, 'mean height of a digit in pixels'),
         ('size', 1, math.inf, 'side of the images in pixels'),
@@ -269,9 +383,10 @@ def parse_args() -> tuple[Path, Settings]:
         ('num_clutter', 0, math.inf, 'fragments per image, if there is room'),
         ('noise', 0, 1, 'standard deviation of the pixel noise; white is 1'),
         ('seed', 0, math.inf, 'random seed of the data set'),
+        ('max_digits', 1, math.inf, 'digits per image, at most; needs --coco'),
     )
     for name, _, _, text in table:
-        flag, default = f'--{name.replace("_", "-")}', getattr(Settings, name)
+        flag, default = f'--{name.replace("_", "-")}', getattr(CocoSettings, name)
         parser.add_argument(flag, type=type(default), default=default, help=text)
     args = vars(parser.parse_args())
     for name, low, high, _ in table:
@@ -281,7 +396,13 @@ def parse_args() -> tuple[Path, Settings]:
             flag = f'--{name.replace("_", "-")}'
             allowed = f'at least {low}' if high == math.inf else f'from {low} to {high}'
             parser.error(f'argument {flag}: must be {allowed}, got {args[name]}')
-    return args.pop('out'), Settings(**args)
+    out = args.pop('out')
+    if args['coco']:
+        return out, CocoSettings(**args)
+    if args.pop('max_digits') != CocoSettings.max_digits:
+        parser.error('argument --max-digits: needs --coco')
+    del args['coco']
+    return out, Settings(**args)
 
 
 def main() -> None:
