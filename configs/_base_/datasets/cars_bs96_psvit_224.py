@@ -1,5 +1,5 @@
-# Stanford Cars at 224 px, 8 GPUs of 96.
-_base_ = './imagenet_bs64_psvit_224.py'
+# Stanford Cars at 224 px, as Oxford 102 Flowers.
+_base_ = './flowers102_bs96_psvit_224.py'
 
 num_classes = 196
 data_root = 'data/cars'
@@ -7,24 +7,7 @@ data_root = 'data/cars'
 data_preprocessor = dict(num_classes=num_classes)
 
 train_dataloader = dict(
-    batch_size=96,
-    dataset=dict(
-        _delete_=True,
-        _scope_='mmpretrain',
-        type='StanfordCars',
-        data_root=data_root,
-        split='train',
-        pipeline=_base_.train_pipeline,
-    ),
+    dataset=dict(type='StanfordCars', data_root=data_root, split='train')
 )
-val_dataloader = dict(
-    dataset=dict(
-        _delete_=True,
-        _scope_='mmpretrain',
-        type='StanfordCars',
-        data_root=data_root,
-        split='test',
-        pipeline=_base_.test_pipeline,
-    ),
-)
+val_dataloader = dict(dataset=dict(type='StanfordCars', data_root=data_root))
 test_dataloader = val_dataloader

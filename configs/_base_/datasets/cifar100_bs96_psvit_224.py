@@ -1,41 +1,11 @@
-# CIFAR-100 at 224 px, 8 GPUs of 96. The images are RGB arrays of 32 x 32 pixels: no
-# image files to read, and no colours to swap.
-_base_ = './imagenet_bs64_psvit_224.py'
+# CIFAR-100, as CIFAR-10.
+_base_ = './cifar10_bs96_psvit_224.py'
 
 num_classes = 100
 data_root = 'data/cifar100'
 
-data_preprocessor = dict(num_classes=num_classes, to_rgb=False)
+data_preprocessor = dict(num_classes=num_classes)
 
-train_pipeline = [
-    *_base_.train_pipeline[1:-2],
-    dict(
-        _base_.train_pipeline[-2],
-        hparams=dict(pad_val=[124, 116, 104], interpolation='bicubic'),
-    ),
-    _base_.train_pipeline[-1],
-]
-test_pipeline = _base_.test_pipeline[1:]
-
-train_dataloader = dict(
-    batch_size=96,
-    dataset=dict(
-        _delete_=True,
-        _scope_='mmpretrain',
-        type='CIFAR100',
-        data_root=data_root,
-        split='train',
-        pipeline=train_pipeline,
-    ),
-)
-val_dataloader = dict(
-    dataset=dict(
-        _delete_=True,
-        _scope_='mmpretrain',
-        type='CIFAR100',
-        data_root=data_root,
-        split='test',
-        pipeline=test_pipeline,
-    ),
-)
+train_dataloader = dict(dataset=dict(type='CIFAR100', data_root=data_root))
+val_dataloader = dict(dataset=dict(type='CIFAR100', data_root=data_root))
 test_dataloader = val_dataloader
