@@ -86,15 +86,36 @@ print(type(model).__name__, type(model.backbone).__name__, model.head.num_classe
     assert 'Failed to search registry' not in done.stdout + done.stderr
 
 
+def readme_config(root, base: str) -> str:
+    """The example config of the README that inherits ``base``."""
+    blocks = re.findall(
+        r'```python\n(.*?)```', (root / 'README.md').read_text(), re.DOTALL
+    )
+    (code,) = (block for block in blocks if f"_base_ = '{base}'" in block)
+    return code
+
+
+def test_detector_of_the_readme(root, tmp_path):
+    """The inherited config of the README is a detector on our backbone."""
+    code = readme_config(root, 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    (tmp_path / 'my_config.py').write_text(code)
+    done = run_python(
+        """
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+cfg = Config.fromfile('my_config.py')
+init_default_scope(cfg.default_scope)
+model = MODELS.build(cfg.model)
+print(type(model).__name__, type(model.backbone).__name__)
+""",
+        tmp_path,
+    )
+    assert done.stdout.split() == ['RetinaNet', 'PSViT'], done.stderr
+
+
 def test_example_of_the_readme(root, run_tool, image_folder, tmp_path):
     """The inherited config of the README trains on a folder of images."""
-    (code,) = (
-        block
-        for block in re.findall(
-            r'```python\n(.*?)```', (root / 'README.md').read_text(), re.DOTALL
-        )
-        if '_base_' in block
-    )
+    code = readme_config(root, 'mmpsvit::psvit/b14.py')
     (tmp_path / 'my_config.py').write_text(code)
     image_folder('data/mine', [f'class{i}' for i in range(37)], per_class=1)
     output = run_tool(
