@@ -14,8 +14,8 @@ from mmpretrain.datasets import CIFAR10, CIFAR100
 from PIL import Image
 from scipy.io import savemat
 
-from mmpsvit.engine import CheckpointError
 from mmpsvit.engine.cli import build_runner
+from mmpsvit.models.pretrained import CheckpointMisfitError
 
 CONFIGS = Path(__file__).parent.parent / 'configs' / 'psvit'
 RNG = np.random.default_rng(0)
@@ -181,7 +181,7 @@ def test_another_backbone_is_refused(tiny, pretrained):
     cfg.load_from = str(pretrained('ti14')[0])
     runner = build_runner(cfg, must_fit=('backbone.', 'neck.'))
     with pytest.raises(
-        CheckpointError, match=r'does not fit .*backbone\..* and \d+ more'
+        CheckpointMisfitError, match=r'does not fit .*backbone\..* and \d+ more'
     ):
         runner.train()
 

@@ -10,8 +10,10 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 # isort: on
 
 import argparse
+import logging
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.runner import find_latest_checkpoint
 
 from mmpsvit.engine.cli import (
@@ -22,6 +24,7 @@ from mmpsvit.engine.cli import (
     run_main,
     set_dataloader_defaults,
 )
+from mmpsvit.engine.config_check import training_remarks
 
 
 def parse_args() -> Config:
@@ -79,8 +82,12 @@ def parse_args() -> Config:
 
 def main() -> None:
     """Train."""
+    cfg = parse_args()
     # A checkpoint to start from may have been trained for other classes.
-    build_runner(parse_args(), must_fit=('backbone.', 'neck.')).train()
+    runner = build_runner(cfg, must_fit=('backbone.', 'neck.'))
+    for remark in training_remarks(cfg):
+        print_log(remark, logger='current', level=logging.WARNING)
+    runner.train()
 
 
 if __name__ == '__main__':

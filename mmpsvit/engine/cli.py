@@ -12,7 +12,10 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmpsvit.models.pretrained import CheckpointMisfitError
+
 from .checkpoint import CheckpointError, use_safe_loading
+from .config_check import ConfigError, check_config
 from .data_check import DataError, check_data_of
 from .distributed import close_distributed, prepare_distributed
 
@@ -106,13 +109,14 @@ def set_dataloader_defaults(
 
 
 def build_runner(cfg: Config, must_fit: Sequence[str]) -> Runner:
-    """Build the runner of a config, distributed also on machines without a GPU.
+    """Check a config and build its runner, distributed also without a GPU.
 
     Args:
         cfg (Config): The config.
         must_fit (Sequence[str]): What of a checkpoint must fit, as in
             :class:`CheckpointFitHook`, unless the config has such a hook.
     """
+    check_config(cfg)
     prepare_distributed(cfg)
     hooks = [*cfg.get('custom_hooks', ())]
     if not any(hook['type'] == 'mmpsvit.CheckpointFitHook' for hook in hooks):
@@ -128,7 +132,7 @@ def run_main(main: Callable[[], None]) -> None:
     use_safe_loading()
     try:
         main()
-    except (CheckpointError, DataError) as error:
+    except (CheckpointError, CheckpointMisfitError, ConfigError, DataError) as error:
         sys.exit(f'{os.path.basename(sys.argv[0])}: error: {error}')
     # Not after an exception: it could wait for the other ranks and hide the message.
     close_distributed()

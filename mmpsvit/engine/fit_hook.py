@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmpsvit.engine.checkpoint import CheckpointError
+from mmpsvit.models.pretrained import (
+    CheckpointMisfitError,
+    find_misfits,
+    raise_misfits,
+)
 from mmpsvit.registry import HOOKS
 
 
@@ -28,7 +32,7 @@ class CheckpointFitHook(Hook):
             means all. Defaults to ('backbone.', 'neck.').
 
     Raises:
-        CheckpointError: When a checkpoint is loaded that does not fit.
+        CheckpointMisfitError: When a checkpoint is loaded that does not fit.
     """
 
     # Before EMAHook, which copies the weights for itself.
@@ -42,7 +46,9 @@ class CheckpointFitHook(Hook):
         name = runner._load_from
         state = checkpoint.get('state_dict', checkpoint)
         if not state or not all(isinstance(value, Tensor) for value in state.values()):
-            raise CheckpointError(f'checkpoint {name} holds no weights of a model')
+            raise CheckpointMisfitError(
+                f'checkpoint {name} holds no weights of a model'
+            )
         # As MMEngine does: checkpoints of wrapped models have a prefix.
         for key in list(state):
             state[re.sub(r'^module\.', '', key)] = state.pop(key)
@@ -52,14 +58,9 @@ class CheckpointFitHook(Hook):
             model = model.module
         problems = find_misfits(model, state)
         must_fit = ('',) if runner._resume else self.must_fit
-        fatal = [text for key, text in problems.items() if key.startswith(must_fit)]
-        if fatal:
-            rest = f' and {len(fatal) - 3} more' if len(fatal) > 3 else ''
-            raise CheckpointError(
-                f'checkpoint {name} does not fit the config: '
-                + '; '.join(fatal[:3])
-                + rest
-            )
+        raise_misfits(
+            name, [text for key, text in problems.items() if key.startswith(must_fit)]
+        )
         for key in problems:
             state.pop(key, None)
         if problems:
@@ -67,35 +68,3 @@ class CheckpointFitHook(Hook):
                 f'Not taken from {name}, so trained from their initial values: '
                 + '; '.join(problems.values())
             )
-
-
-def find_misfits(model: nn.Module, state: dict[str, Tensor]) -> dict[str, str]:
-    """Find the weights of a checkpoint that do not fit a model.
-
-    Args:
-        model (nn.Module): The model. It receives the weights that fit.
-        state (dict[str, Tensor]): The checkpoint's state dict.
-
-    Returns:
-        dict[str, str]: For each key that is missing in the checkpoint, unknown to the
-        model or of another shape, a line that says so.
-    """
-    misfits = {}
-    fitting = dict(state)
-    try:
-        model.load_state_dict(fitting, strict=False)
-    except RuntimeError as error:
-        # Shapes are compared here and not beforehand: modules may adapt weights, such
-        # as position embeddings, while they load them.
-        for key in re.findall(r'size mismatch for (\S+):', str(error)):
-            given, expected = tuple(state[key].shape), model.state_dict()[key].shape
-            misfits[key] = f'{key} has shape {given}, the model wants {tuple(expected)}'
-            del fitting[key]
-    incompatible = model.load_state_dict(fitting, strict=False)
-    for key in incompatible.unexpected_keys:
-        misfits[key] = f'{key} is unknown to the model'
-    for key in incompatible.missing_keys:
-        # Old checkpoints lack this counter, which only matters without a momentum.
-        if key not in misfits and not key.endswith('num_batches_tracked'):
-            misfits[key] = f'{key} is missing'
-    return misfits

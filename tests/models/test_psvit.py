@@ -9,6 +9,7 @@ from mmpretrain.structures import DataSample
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpsvit import PSViT, PSViTClsHead
+from mmpsvit.models.pretrained import CheckpointMisfitError
 
 ARCH = dict(
     embed_dims=24,
@@ -227,6 +228,35 @@ def test_pretrained_weights_are_not_initialised_again(tmp_path):
         assert torch.equal(value, source.state_dict()[key]), key
 
 
+def test_pretrained_weights_that_do_not_fit(tmp_path):
+    """MMEngine would only log it."""
+    path = tmp_path / 'checkpoint.pth'
+    state = {f'backbone.{key}': value for key, value in small().state_dict().items()}
+
+    def init(change: dict, prefix: str | None = 'backbone.', **kwargs) -> None:
+        changed = {k: v for k, v in {**state, **change}.items() if v is not None}
+        torch.save(dict(state_dict=changed), path)
+        init_cfg = dict(type='Pretrained', checkpoint=str(path), prefix=prefix)
+        PSViT(
+            ARCH, sampler=dict(num_points=4), init_cfg=init_cfg, **kwargs
+        ).init_weights()
+
+    init({})
+    init({}, out_type='raw', with_cls_token=False)  # leaves the class token out
+    one = torch.ones(1)
+    for change, message in (
+        ({'backbone.cls_token': None}, 'cls_token is missing'),
+        ({'backbone.other': one}, 'other is unknown to the model'),
+        ({'backbone.norm.bias': one}, r'norm.bias has shape \(1,\), the model wants'),
+    ):
+        with pytest.raises(CheckpointMisfitError, match=message):
+            init(change)
+    with pytest.raises(CheckpointMisfitError, match='no weights with the prefix'):
+        init({}, prefix='encoder.')
+    with pytest.raises(CheckpointMisfitError, match=r'backbone.* and \d+ more'):
+        init({}, prefix=None)
+
+
 @pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 2, 3])
 def test_frozen_stages(frozen_stages):
     backbone = small(frozen_stages=frozen_stages, drop_rate=0.1)
@@ -279,6 +309,29 @@ def test_checkpointing_changes_nothing():
         results.append({**gradients, **dict(backbone.named_buffers())})
     for name, plain in results[0].items():
         torch.testing.assert_close(results[1][name], plain, msg=name)
+
+
+def test_checkpointing_saves_memory():
+    """What the forward pass keeps for the backward pass is halved at least."""
+
+    def kept_bytes(with_cp: bool) -> int:
+        torch.manual_seed(0)
+        backbone = PSViT('tiny', sampler=dict(point_stride=16), with_cp=with_cp)
+        weights = {p.untyped_storage().data_ptr() for p in backbone.parameters()}
+        kept = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            outs = backbone(torch.rand(1, 3, 160, 224))
+        assert outs[0].requires_grad
+        return sum(kept.values())
+
+    assert kept_bytes(with_cp=True) <= kept_bytes(with_cp=False) / 2
 
 
 def test_layer_depth():

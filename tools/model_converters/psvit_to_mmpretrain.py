@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mmpsvit import PSViT
 from mmpsvit.engine import CheckpointError, load_checkpoint
+from mmpsvit.models.backbones.arch import resolve_arch
 
 # The authors' names and ours, first of the parts of a transformer layer.
 BLOCK_NAMES = {
@@ -177,7 +178,8 @@ def convert(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | dict]:
         raise ConversionError(
             f'this is no PS-ViT: missing (our names): {missing[:9]}; odd: {odd[:9]}'
         )
-    published = [name for name in PSViT.arch_zoo if PSViT.resolve_arch(name) == arch]
+    zoo = PSViT.arch_zoo
+    published = [name for name in zoo if resolve_arch(name, zoo) == arch]
     return converted, published[0] if published else arch
 
 

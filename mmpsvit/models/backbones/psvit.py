@@ -12,10 +12,12 @@ from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmpsvit.models.backbones.arch import resolve_arch
 from mmpsvit.models.backbones.pyramid import FEATMAP_MODES, build_pyramid, check_strides
 from mmpsvit.models.backbones.stem import Stem
 from mmpsvit.models.encoder_layer import EncoderLayer
 from mmpsvit.models.initialization import trunc_normal_
+from mmpsvit.models.pretrained import check_pretrained
 from mmpsvit.registry import MODELS
 
 STEM_STRIDE = 4
@@ -103,14 +105,8 @@ class PSViT(BaseBackbone):
             'feedforward_channels': 1152,
         },
     }
-    REQUIRED_ARCH_KEYS = (
-        'embed_dims',
-        'num_layers',
-        'num_heads',
-        'feedforward_channels',
-    )
-    OPTIONAL_ARCH_KEYS = ('stem_base_channels', 'stem_channels')
     OUT_TYPES = ('cls_token', 'avg_featmap', 'raw', 'featmap')
+    OUT_STRIDES = (4, 8, 16, 32)
 
     def __init__(
         self,
@@ -119,7 +115,7 @@ class PSViT(BaseBackbone):
         in_channels: int = 3,
         out_type: str = 'cls_token',
         out_indices: int | Sequence[int] = -1,
-        out_strides: Sequence[int] = (4, 8, 16, 32),
+        out_strides: Sequence[int] = OUT_STRIDES,
         featmap_mode: str = 'splat',
         with_cls_token: bool = True,
         drop_rate: float = 0.0,
@@ -130,7 +126,7 @@ class PSViT(BaseBackbone):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        arch = self.resolve_arch(arch)
+        arch = resolve_arch(arch, self.arch_zoo)
         if out_type not in self.OUT_TYPES:
             raise ValueError(
                 f'out_type must be one of {self.OUT_TYPES}, got {out_type!r}'
@@ -208,51 +204,6 @@ class PSViT(BaseBackbone):
         self.frozen_stages = frozen_stages
         self._freeze_stages()
 
-    @classmethod
-    def resolve_arch(cls, arch: str | dict) -> dict:
-        """Return a complete copy of an architecture's settings.
-
-        Args:
-            arch (str | dict): Name or settings, as in the constructor.
-
-        Returns:
-            dict: All settings, optional ones filled in.
-
-        Raises:
-            ValueError: If the name is unknown, or keys are missing, unknown or clash.
-        """
-        if isinstance(arch, str):
-            if arch not in cls.arch_zoo:
-                raise ValueError(
-                    f'arch must be one of {list(cls.arch_zoo)} or a dict, got {arch!r}'
-                )
-            arch = cls.arch_zoo[arch]
-        allowed = cls.REQUIRED_ARCH_KEYS + cls.OPTIONAL_ARCH_KEYS
-        unknown = sorted(set(arch) - set(allowed))
-        missing = [key for key in cls.REQUIRED_ARCH_KEYS if key not in arch]
-        if unknown or missing:
-            raise ValueError(
-                f'arch has unknown keys {unknown} and lacks the keys {missing}; '
-                f'required are {cls.REQUIRED_ARCH_KEYS}, optional '
-                f'{cls.OPTIONAL_ARCH_KEYS}'
-            )
-        arch = {
-            'stem_base_channels': 64,
-            'stem_channels': (256, arch['embed_dims']),
-            **arch,
-        }
-        if not arch['stem_channels'] or arch['stem_channels'][-1] != arch['embed_dims']:
-            raise ValueError(
-                'arch.stem_channels must end with arch.embed_dims = '
-                f'{arch["embed_dims"]}, got {arch["stem_channels"]}'
-            )
-        if arch['embed_dims'] % arch['num_heads']:
-            raise ValueError(
-                'arch.embed_dims must be a multiple of arch.num_heads, got '
-                f'{arch["embed_dims"]} and {arch["num_heads"]}'
-            )
-        return arch
-
     def _check_out_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
         depth = len(self.layers)
         given = [out_indices] if isinstance(out_indices, int) else list(out_indices)
@@ -269,7 +220,15 @@ class PSViT(BaseBackbone):
         return indices
 
     def init_weights(self) -> None:
-        """Initialise the weights: the class token here, the rest in the modules."""
+        """Initialise the weights: the class token here, the rest in the modules.
+
+        Raises:
+            CheckpointMisfitError: If ``init_cfg`` names a pretrained checkpoint that
+                does not have all weights of this backbone, or others. (Without class
+                token, that of a checkpoint is left out.)
+        """
+        ignored = () if self.cls_token is not None else ('cls_token',)
+        check_pretrained(self, self.init_cfg, ignored)
         if self.cls_token is not None:
             trunc_normal_(self.cls_token)
         # Last, since a pretrained checkpoint overwrites everything.
