@@ -35,8 +35,8 @@ $(VENV)/.ready: constraints.txt setup.py pyproject.toml
 	@touch $@
 
 $(VENV)/.test-ready: $(VENV)/.ready tools/install_mmcv_ops.sh
-	@echo '[1/2] installing the test tools and mmdet'
-	@$(PIP_INSTALL) --no-build-isolation -e '.[demo,mmdet,test]'
+	@echo '[1/2] installing the test tools, mmdet and mmseg'
+	@$(PIP_INSTALL) --no-build-isolation -e '.[demo,mmdet,mmseg,test]'
 	@echo '[2/2] installing mmcv with compiled ops'
 	@tools/install_mmcv_ops.sh $(PY) '$(WHEEL_DIR)'
 	@touch $@

@@ -70,6 +70,7 @@ setup(
     extras_require={
         'onedl': ['onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain'],
         'mmdet': ['onedl-mmdetection'],
+        'mmseg': ['onedl-mmsegmentation'],
         'demo': ['scikit-learn', 'tqdm'],
         'test': [
             'hypothesis',

@@ -44,12 +44,16 @@ _check_requirements()
 
 # ruff: noqa: E402
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.utils import is_installed
 
 from .models import ProgressiveSampling, PSViT, PSViTClsHead, SampledTokens
 from .ops import sample_points, splat_points
 
 # Lets configs say `_base_ = 'mmpsvit::psvit/b14.py'`.
 MODULE2PACKAGE.setdefault('mmpsvit', 'mmpsvit')
+if not is_installed(MODULE2PACKAGE['mmseg']):
+    # MMEngine knows MMSegmentation by the name of its original distribution only.
+    MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 __all__ = [
     'PSViT',
