@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -18,6 +19,23 @@ ROOT = Path(__file__).parent.parent
 def root() -> Path:
     """The root of the repository."""
     return ROOT
+
+
+@pytest.fixture(
+    params=[
+        'cpu',
+        pytest.param(
+            'cuda',
+            marks=[
+                pytest.mark.cuda,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA'),
+            ],
+        ),
+    ]
+)
+def device(request) -> str:
+    """Every device there is."""
+    return request.param
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from .checkpoint import (
     use_safe_loading,
 )
 from .distributed import close_distributed, prepare_distributed
+from .exact_checkpoint_hook import ExactCheckpointHook, adopt_seed
 from .fit_hook import CheckpointFitHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .sampling_hook import SamplingVisualizationHook
@@ -15,9 +16,11 @@ __all__ = [
     'CheckpointError',
     'CheckpointFitHook',
     'CosineFactorLR',
+    'ExactCheckpointHook',
     'LayerDecayOptimWrapperConstructor',
     'SamplingVisualizationHook',
     'UnsafeCheckpointError',
+    'adopt_seed',
     'close_distributed',
     'load_checkpoint',
     'prepare_distributed',

@@ -1,4 +1,4 @@
 # Copyright (c) mmpsvit contributors.
-from .point_sampling import prepare_map, sample_points, splat_points
+from .point_sampling import SampledMap, prepare_map, sample_points, splat_points
 
-__all__ = ['prepare_map', 'sample_points', 'splat_points']
+__all__ = ['SampledMap', 'prepare_map', 'sample_points', 'splat_points']

@@ -72,10 +72,88 @@ def sample_points(feat: Tensor, points: Tensor) -> Tensor:
         points = points.to(table.dtype)
 
     sample = _sample_with_torch
-    # mmcv's kernel floors in float32: a float64 point may land a pixel outside.
-    if table.is_cuda and table.dtype == torch.float32 and points.numel():
-        sample = _mmcv_sampler() or _sample_with_torch
+    if points.numel() and _uses_mmcv(table):
+        sample = _mmcv_sampler()
     return sample(table, points).to(feat.dtype)
+
+
+class SampledMap:
+    """A feature map that is sampled several times, at as many points each time.
+
+    Every call samples as :func:`sample_points` does. The map is cast and laid out once,
+    and where PyTorch's operators do the work, its gradient is written once, by one
+    splat of the gradients of all calls, and not once per call and then added up.
+
+    Args:
+        feat (Tensor): Feature map of shape (B, C, H, W).
+        num_points (int): Points per image and call, N.
+        num_calls (int): How many times the map is sampled.
+    """
+
+    def __init__(self, feat: Tensor, num_points: int, num_calls: int) -> None:
+        self.table = prepare_map(feat)
+        self.slots = None
+        collects = torch.is_grad_enabled() and self.table.requires_grad
+        if collects and num_points and not _uses_mmcv(self.table):
+            self.slots = _CollectGradients.apply(self.table, num_points, num_calls)
+            self.table = self.table.detach()
+
+    def sample(self, points: Tensor, call: int) -> Tensor:
+        """Sample the map.
+
+        Args:
+            points (Tensor): Points of shape (B, N, 2), as in :func:`sample_points`, in
+                the dtype of ``table``.
+            call (int): Which call this is, from 0; each has its own number.
+
+        Returns:
+            Tensor: Samples of shape (B, N, C), float32 or float64.
+        """
+        samples = sample_points(self.table, points)
+        if self.slots is None:
+            return samples
+        return _DivertGradient.apply(samples, points.detach(), self.slots[call])
+
+
+class _CollectGradients(torch.autograd.Function):
+    """Hands out a slot per call; turns what they receive into the map's gradient.
+
+    A slot is (B, N, C + 2) zeros that take no memory. What it receives as a gradient is
+    a call's gradient and, in the last two channels, the points it belongs to.
+    """
+
+    @staticmethod
+    def forward(ctx, table: Tensor, num_points: int, num_calls: int):
+        ctx.set_materialize_grads(False)
+        batch, channels, *ctx.size = table.shape
+        zero = table.new_zeros(())
+        return tuple(
+            zero.expand(batch, num_points, channels + 2) for _ in range(num_calls)
+        )
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *received: Tensor | None):
+        given = [grad for grad in received if grad is not None]
+        if not given:
+            return None, None, None
+        given = torch.cat(given, dim=1)
+        return splat_points(given[..., :-2], given[..., -2:], ctx.size), None, None
+
+
+class _DivertGradient(torch.autograd.Function):
+    """Returns samples as they are; their gradient goes to a slot as well."""
+
+    @staticmethod
+    def forward(ctx, samples: Tensor, points: Tensor, slot: Tensor) -> Tensor:
+        ctx.save_for_backward(points)
+        return samples.view_as(samples)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        (points,) = ctx.saved_tensors
+        return grad, None, torch.cat((grad, points), dim=-1)
 
 
 def splat_points(tokens: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
@@ -229,6 +307,14 @@ def _stencil(coords: Tensor, size: int) -> tuple[Tensor, Tensor]:
     weights = torch.stack((1 - fraction, fraction), dim=-1)
     weights = weights * ((pixels >= 0) & (pixels < size))
     return pixels.clamp(0, size - 1).long(), weights
+
+
+def _uses_mmcv(table: Tensor) -> bool:
+    """Whether mmcv's kernel samples this map."""
+    # The kernel floors in float32: a float64 point may land a pixel outside.
+    if not table.is_cuda or table.dtype != torch.float32:
+        return False
+    return _mmcv_sampler() is not None
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
 from mmpsvit import ProgressiveSampling, SampledTokens
+from mmpsvit.ops import point_sampling
 
 SMALL = dict(embed_dims=24, num_heads=3, feedforward_channels=48)
 
@@ -194,17 +195,34 @@ def test_points_stay_exact_under_autocast(dtype):
 
 def test_map_is_cast_once(monkeypatch):
     maps = []
+    sample_points = point_sampling.sample_points
 
     def spy(table, points):
         maps.append(table)
-        return torch.zeros(*points.shape[:2], table.shape[1])
+        return sample_points(table, points)
 
-    monkeypatch.setattr('mmpsvit.models.necks.progressive_sampling.sample_points', spy)
+    monkeypatch.setattr(point_sampling, 'sample_points', spy)
     with torch.autocast('cpu', torch.bfloat16):
         ProgressiveSampling(**SMALL)(torch.randn(1, 24, 8, 8).bfloat16())
     assert len(maps) == 4
     assert all(table is maps[0] for table in maps)
     assert maps[0].dtype == torch.float32
+
+
+def test_gradient_of_the_map_is_written_once(monkeypatch):
+    sizes = []
+    splat_points = point_sampling.splat_points
+
+    def spy(tokens, points, size):
+        sizes.append(tuple(points.shape))
+        return splat_points(tokens, points, size)
+
+    monkeypatch.setattr(point_sampling, 'splat_points', spy)
+    feat = torch.randn(2, 24, 8, 8, requires_grad=True)
+    neck = moving(ProgressiveSampling(**SMALL))
+    neck(feat).tokens.square().sum().backward()
+    points = neck.num_iters * neck.num_points[0] * neck.num_points[1]
+    assert sizes == [(2, points, 2)]
 
 
 def test_half_and_double_models():

@@ -126,19 +126,6 @@ def test_stem_gives_a_channels_last_map():
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    'device',
-    [
-        'cpu',
-        pytest.param(
-            'cuda',
-            marks=[
-                pytest.mark.cuda,
-                pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA'),
-            ],
-        ),
-    ],
-)
 def test_autocast(device, dtype):
     """A training step under autocast; points in float32, gradients finite."""
     backbone = small().to(device).train()

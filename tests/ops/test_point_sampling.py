@@ -14,17 +14,6 @@ from torch.autograd import gradcheck
 
 from mmpsvit.ops import point_sampling, prepare_map, sample_points
 
-DEVICES = [
-    'cpu',
-    pytest.param(
-        'cuda',
-        marks=[
-            pytest.mark.cuda,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA'),
-        ],
-    ),
-]
-on_all_devices = pytest.mark.parametrize('device', DEVICES)
 repeatable = settings(deadline=None, derandomize=True, max_examples=150)
 
 
@@ -75,7 +64,6 @@ def make_points(kind: str, batch: int, count: int, height: int, width: int):
     return rng.integers(-3, size + 3, (batch, count, 2)) + fraction
 
 
-@on_all_devices
 @pytest.mark.parametrize('kind', ['inside', 'border', 'outside', 'anywhere'])
 @pytest.mark.parametrize('layout', ['nchw', 'channels_last', 'strided', 'transposed'])
 @pytest.mark.parametrize('size', [(7, 5), (4, 9), (2, 2)])
@@ -112,7 +100,6 @@ def test_values_and_gradients(device, kind, layout, size):
     assert actual == pytest.approx(expected, abs=1e-10)
 
 
-@on_all_devices
 def test_corners_and_integers(device):
     feat = torch.arange(12.0, device=device).view(1, 1, 3, 4) + 1
     points = torch.tensor([[[0, 0], [3, 0], [0, 2], [3, 2], [1, 1]]], device=device)
@@ -122,7 +109,6 @@ def test_corners_and_integers(device):
     assert sample_points(feat, edges.to(device)).abs().max() == 0
 
 
-@on_all_devices
 @pytest.mark.parametrize('kind', ['inside', 'border', 'anywhere'])
 def test_gradcheck(device, kind):
     generator = torch.Generator().manual_seed(0)
@@ -132,7 +118,6 @@ def test_gradcheck(device, kind):
     assert gradcheck(sample_points, (feat, points))
 
 
-@on_all_devices
 def test_agrees_with_grid_sample(device):
     torch.manual_seed(0)
     feat = torch.randn(2, 8, 14, 9, device=device)
@@ -190,7 +175,6 @@ def test_any_shape_any_coordinate(data, batch, count, channels, height, width, d
     assert (points.grad[outside] == 0).all()
 
 
-@on_all_devices
 def test_not_finite_points_sample_zero(device):
     feat = torch.ones(1, 2, 3, 3, device=device)
     points = torch.tensor(
@@ -204,7 +188,6 @@ def test_not_finite_points_sample_zero(device):
     assert (points.grad == 0).all()
 
 
-@on_all_devices
 @pytest.mark.parametrize('shape', [(0, 3, 4, 4), (2, 3, 1, 1), (2, 1, 1, 5)])
 @pytest.mark.parametrize('count', [0, 1, 5])
 def test_degenerate_sizes(device, shape, count):
@@ -218,7 +201,6 @@ def test_degenerate_sizes(device, shape, count):
     assert points.grad.shape == points.shape
 
 
-@on_all_devices
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_map_keeps_points_exact(device, dtype):
     torch.manual_seed(0)

@@ -12,18 +12,6 @@ from torch.autograd import gradcheck
 
 from mmpsvit.ops import sample_points, splat_points
 
-DEVICES = [
-    'cpu',
-    pytest.param(
-        'cuda',
-        marks=[
-            pytest.mark.cuda,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA'),
-        ],
-    ),
-]
-on_all_devices = pytest.mark.parametrize('device', DEVICES)
-
 
 def reference(tokens, points, size):
     """Pixel by pixel: every token times the hat function of its distance."""
@@ -50,7 +38,6 @@ def make(batch=2, count=9, channels=3, size=(4, 6), seed=0, device='cpu'):
     return tokens.to(device), points.to(device)
 
 
-@on_all_devices
 @pytest.mark.parametrize('size', [(4, 6), (1, 1), (1, 7), (5, 2)])
 def test_against_reference(device, size):
     tokens, points = make(size=size, device=device)
@@ -114,7 +101,6 @@ def test_points_that_are_nowhere_add_nothing(value):
     assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
-@on_all_devices
 @pytest.mark.parametrize('place', ['anywhere', 'border'])
 def test_gradients(device, place):
     tokens, points = make(device=device)
@@ -129,7 +115,6 @@ def test_gradients(device, place):
     assert gradcheck(lambda t, p: splat_points(t, p, (4, 6)), (tokens, points))
 
 
-@on_all_devices
 @pytest.mark.parametrize(('batch', 'count'), [(0, 3), (2, 0), (0, 0)])
 def test_nothing_to_splat(device, batch, count):
     tokens, points = make(batch, count, device=device)
@@ -148,7 +133,6 @@ def test_shape_on_meta():
     assert (out.shape, out.dtype) == ((2, 3, 4, 6), torch.float16)
 
 
-@on_all_devices
 def test_same_sum_every_time(device):
     """Many tokens on few pixels, in float32."""
     tokens, points = make(count=500, device=device)
@@ -169,7 +153,6 @@ def test_float64_on_either_side():
     torch.testing.assert_close(mixed, exact.float(), atol=1e-6, rtol=0)
 
 
-@on_all_devices
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
 def test_dtypes(device, dtype):
     """The sum is made in float32 and rounded once, also under autocast."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmpsvit.models.encoder_layer import EncoderLayer
 from mmpsvit.models.initialization import trunc_normal_
-from mmpsvit.ops import prepare_map, sample_points
+from mmpsvit.ops import SampledMap
 from mmpsvit.registry import MODELS
 
 
@@ -212,23 +212,23 @@ class ProgressiveSampling(BaseModule):
         """
         feat = feats if isinstance(feats, Tensor) else feats[-1]
         feat_size = tuple(feat.shape[-2:])
-        # Cast and laid out once, here, and not in every iteration.
-        table = prepare_map(feat)
-
+        grid_size = self.grid_size(feat_size)
+        sampled_map = SampledMap(feat, math.prod(grid_size), self.num_iters)
+        table = sampled_map.table
         start = self.start_points(feat_size, table.dtype, table.device)
         points = start.expand(len(feat), -1, -1)
         tokens = None
         trajectory = []
         for iteration in range(self.num_iters):
             trajectory.append(points.detach())
-            tokens, offsets = self._iterate(iteration, table, points, tokens)
+            tokens, offsets = self._iterate(iteration, sampled_map, points, tokens)
             if offsets is not None:
                 points = points.detach() + self.offset_scale * offsets
         return SampledTokens(
             tokens=tokens,
             points=trajectory[-1],
             trajectory=torch.stack(trajectory, dim=1),
-            grid_size=self.grid_size(feat_size),
+            grid_size=grid_size,
         )
 
     def _iterate(self, iteration: int, *args) -> tuple[Tensor, Tensor | None]:
@@ -241,19 +241,19 @@ class ProgressiveSampling(BaseModule):
     def _iterate_once(
         self,
         iteration: int,
-        table: Tensor,
+        sampled_map: SampledMap,
         points: Tensor,
         tokens: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """One iteration: its tokens (B, N, C), and the offsets (B, N, 2) if any."""
-        height, width = table.shape[-2:]
+        height, width = sampled_map.table.shape[-2:]
         x, y = points.detach().unbind(-1)
         position = torch.stack((x / width, y / height), dim=-1)
 
         # In the dtype of the weights: under autocast, the sum that runs through all
         # layers stays in float32, as in MMPretrain's ViT.
         dtype = self.position_layer.weight.dtype
-        inputs = self.in_proj(sample_points(table, points).to(dtype))
+        inputs = self.in_proj(sampled_map.sample(points, iteration).to(dtype))
         inputs = inputs + _linear_in(self.position_layer, position).to(dtype)
         if tokens is not None:
             inputs = inputs + tokens
