@@ -70,6 +70,7 @@ class ExactCheckpointHook(CheckpointHook):
         super().__init__(*args, **kwargs)
         self._batches: BatchStream | None = None
         self._is_validated = False
+        self._state_with_workers: dict | None = None
         # Our part of the checkpoint that is being written, and of the one to resume.
         self._saving: dict | None = None
         self._loaded: dict | None = None
@@ -115,9 +116,19 @@ class ExactCheckpointHook(CheckpointHook):
                 f'without the interruption: {"; ".join(differences)}'
             )
         if processes is not None and len(processes) == get_world_size():
-            set_process_state(runner, processes[get_rank()])
+            state = processes[get_rank()]
+            set_process_state(runner, state)
+            if runner.train_dataloader.persistent_workers:
+                # To start them again takes a random number that they took long ago.
+                self._state_with_workers = state['random']
         if not validated and _is_validation_due(runner):
             runner.val_loop.run()
+
+    def before_train_iter(self, runner: Runner, *args, **kwargs) -> None:
+        """Bring the random state back once more if starting workers changed it."""
+        if self._state_with_workers is not None:
+            set_random_state(self._state_with_workers)
+            self._state_with_workers = None
 
     def before_val(self, runner: Runner) -> None:
         """Remember the random state."""

@@ -93,8 +93,10 @@ def _size_at(stride: int, image_size: tuple[int, int]) -> tuple[int, int]:
 def _splat(tokens: Tensor, points: Tensor, feat: Tensor, fallback: Tensor) -> Tensor:
     """Scatter tokens onto a map like ``fallback``, which fills what none reaches."""
     height, width = fallback.shape[-2:]
-    scale = points.new_tensor([width / feat.shape[-1], height / feat.shape[-2]])
-    points = points * scale - 0.5
+    # Scaled by numbers: a tensor of them would wait for a copy to the device.
+    x, y = points.unbind(-1)
+    x, y = x * (width / feat.shape[-1]), y * (height / feat.shape[-2])
+    points = torch.stack((x, y), dim=-1) - 0.5
     # One more channel collects the weights.
     ones = tokens.new_ones(*tokens.shape[:2], 1)
     # In the precision of the points: half precision could not hold the weights' sums.

@@ -23,7 +23,8 @@ class Stem(BaseModule):
         out_channels (Sequence[int]): Output channels of each bottleneck. Where they
             differ from the block's input, a 1x1 convolution projects the identity.
         with_cp (bool): Whether to recompute the bottlenecks' activations in the
-            backward pass, to save memory. Defaults to False.
+            backward pass, to save memory; without effect under ``torch.compile``.
+            Defaults to False.
     """
 
     def __init__(
@@ -68,6 +69,9 @@ class Stem(BaseModule):
         return x
 
     def _recomputes(self) -> bool:
+        # torch.compile does not take the context that the recomputation needs.
+        if torch.compiler.is_compiling():
+            return False
         return self.with_cp and self.training and torch.is_grad_enabled()
 
     @staticmethod
