@@ -8,7 +8,7 @@ _base_ = [
 data_root = 'data/cluttered_coco/'
 num_classes = 10
 batch_size = 16
-max_iters = 1500
+max_iters = 1200
 lr = 5e-4
 embed_dims = 96
 num_iters = 4  # sampling iterations; with 1, the points never move
@@ -109,7 +109,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=100),
     dict(type='CosineAnnealingLR', by_epoch=False, T_max=max_iters, end=max_iters),
 ]
-train_cfg = dict(by_epoch=False, max_iters=max_iters, val_interval=500)
+train_cfg = dict(by_epoch=False, max_iters=max_iters, val_interval=400)
 val_cfg = dict()
 test_cfg = dict()
 randomness = dict(seed=0)
@@ -117,6 +117,11 @@ randomness = dict(seed=0)
 default_hooks = dict(
     # Otherwise the step of the validation's scalars would be the epoch, always 0.
     logger=dict(interval=50, log_metric_by_epoch=False),
-    checkpoint=dict(interval=500, by_epoch=False, max_keep_ckpts=2),
+    checkpoint=dict(
+        type='mmpsvit.ExactCheckpointHook',
+        interval=500,
+        by_epoch=False,
+        max_keep_ckpts=2,
+    ),
 )
 log_processor = dict(by_epoch=False)
