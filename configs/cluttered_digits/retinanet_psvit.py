@@ -57,8 +57,11 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
+    # Changes nothing, but tells the head how boxes map back to the image.
+    dict(type='Resize', scale_factor=1.0),
     dict(
-        type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape')
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
     ),
 ]
 metainfo = dict(classes=tuple('0123456789'))

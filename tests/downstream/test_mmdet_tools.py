@@ -64,14 +64,21 @@ def coco(tmp_path):
     return options
 
 
-@pytest.mark.parametrize('name', ['retinanet_psvit-b14', 'mask-rcnn_psvit-ti14'])
-def test_two_processes(name, root, coco, run_tool, tmp_path, free_port):
+@pytest.mark.parametrize(
+    ('name', 'threshold'),
+    [
+        ('retinanet_psvit-b14', 'model.test_cfg.score_thr'),
+        ('mask-rcnn_psvit-ti14', 'model.test_cfg.rcnn.score_thr'),
+    ],
+)
+def test_two_processes(name, threshold, root, coco, run_tool, tmp_path, free_port):
     """The shipped configs, as they are, in two processes without a GPU.
 
     DistributedDataParallel stops in the second step if a parameter is not used.
     """
     config = root / 'configs' / 'mmdet' / f'{name}_fpn_1x_coco.py'
-    options = ['--cfg-options', *coco, 'train_cfg.max_epochs=2']
+    # Without a threshold, since an untrained network is sure of nothing.
+    options = ['--cfg-options', *coco, 'train_cfg.max_epochs=2', f'{threshold}=0.0']
     output = run_tool(
         'tools/dist_train.sh',
         config,
@@ -117,6 +124,8 @@ def digits(root, run_tool, tmp_path):
         'train_cfg.val_interval=2',
         'default_hooks.checkpoint.interval=2',
         'train_dataloader.batch_size=2',
+        # An untrained network is sure of nothing.
+        'model.test_cfg.score_thr=0.0',
     ]
     for loader in ('train', 'val', 'test'):
         options += [

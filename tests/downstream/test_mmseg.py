@@ -11,6 +11,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 
+import mmpsvit  # noqa: F401  Lets MMEngine find `mmseg::`.
+
 structures = pytest.importorskip('mmseg.structures')
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'mmseg'
