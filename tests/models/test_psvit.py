@@ -321,6 +321,29 @@ def test_checkpointing_saves_memory():
     assert kept_bytes(with_cp=True) <= kept_bytes(with_cp=False) / 2
 
 
+@pytest.mark.parametrize('stem_channels', [(16, 24), (24, 24)])
+def test_switch_to_deploy(stem_channels):
+    """With BatchNorms that do something; the second bottleneck may not project."""
+    torch.manual_seed(0)
+    arch = dict(ARCH, stem_channels=stem_channels)
+    backbone = PSViT(arch, sampler=dict(num_points=4)).double().eval()
+    backbone.init_weights()
+    for norm in backbone.modules():
+        if isinstance(norm, _BatchNorm):
+            torch.nn.init.normal_(norm.running_mean)
+            torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+            torch.nn.init.normal_(norm.weight)
+            torch.nn.init.normal_(norm.bias)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        expected = backbone(images)[0]
+        backbone.switch_to_deploy()
+        assert not any(isinstance(m, _BatchNorm) for m in backbone.modules())
+        torch.testing.assert_close(backbone(images)[0], expected, atol=1e-10, rtol=0)
+        feat = backbone.stem(backbone._prepare_images(images))
+    assert feat.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_layer_depth():
     backbone = PSViT('tiny', sampler=dict(num_points=4))
     depth = {

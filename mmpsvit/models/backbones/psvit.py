@@ -266,6 +266,14 @@ class PSViT(BaseBackbone):
                         module.eval()
         return self
 
+    def switch_to_deploy(self) -> None:
+        """Make inference faster, see :meth:`Stem.switch_to_deploy`.
+
+        Call it once, with the final weights; the backbone cannot be trained, nor other
+        weights be loaded afterwards.
+        """
+        self.stem.switch_to_deploy()
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute features.
 

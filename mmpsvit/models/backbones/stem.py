@@ -11,6 +11,7 @@ from mmengine.model import BaseModule, Sequential
 from mmpretrain.models.backbones.resnet import Bottleneck
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class Stem(BaseModule):
@@ -63,10 +64,22 @@ class Stem(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn images (B, 3, H, W) into features (B, C, ceil(H/4), ceil(W/4))."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        # The maximum first: the same values, and a quarter of them for the ReLU.
+        x = self.relu(self.maxpool(self.bn1(self.conv1(x))))
         for block in self.blocks:
             x = self._checkpoint(block, x) if self._recomputes() else block(x)
         return x
+
+    def switch_to_deploy(self) -> None:
+        """Fold the BatchNorms into the convolutions, for inference only.
+
+        The values are the same but for rounding. It cannot be undone, and the weights
+        get other names. In each bottleneck that projects its identity, the projection
+        becomes a part of the last convolution.
+        """
+        self.conv1 = fuse_conv_bn_eval(self.conv1.eval(), self.bn1.eval())
+        self.bn1 = nn.Identity()
+        self.blocks = Sequential(*(_FoldedBottleneck(block) for block in self.blocks))
 
     def _recomputes(self) -> bool:
         # torch.compile does not take the context that the recomputation needs.
@@ -84,6 +97,45 @@ class Stem(BaseModule):
             use_reentrant=False,
             context_fn=lambda: (contextlib.nullcontext(), _untracked(block)),
         )
+
+
+class _FoldedBottleneck(BaseModule):
+    """A bottleneck in eval mode, without BatchNorms.
+
+    Args:
+        block (Bottleneck): The bottleneck.
+    """
+
+    def __init__(self, block: Bottleneck) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = (
+            fuse_conv_bn_eval(conv.eval(), norm.eval())
+            for conv, norm in (
+                (block.conv1, block.norm1),
+                (block.conv2, block.norm2),
+                (block.conv3, block.norm3),
+            )
+        )
+        self.relu = nn.ReLU(inplace=True)
+        self.projects = block.downsample is not None
+        if self.projects:
+            # The sum of two 1x1 convolutions is one over the channels of both inputs.
+            projection = fuse_conv_bn_eval(*block.downsample.eval())
+            last = self.conv3
+            merged = nn.Conv2d(
+                last.in_channels + projection.in_channels, last.out_channels, 1
+            ).to(last.weight)
+            with torch.no_grad():
+                torch.cat((last.weight, projection.weight), 1, out=merged.weight)
+                torch.add(last.bias, projection.bias, out=merged.bias)
+            self.conv3 = merged
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.conv1(x))
+        out = self.relu(self.conv2(out))
+        if self.projects:
+            return self.relu(self.conv3(torch.cat((out, x), dim=1)))
+        return self.relu(self.conv3(out).add_(x))
 
 
 @contextlib.contextmanager
