@@ -165,6 +165,9 @@ def fuse(candidate: Candidate) -> None:
     images = torch.rand(1, 3, *candidate.shape)
     with torch.inference_mode():
         before = candidate.forward(images)
+    backbone = getattr(candidate.model, 'backbone', None)
+    if hasattr(backbone, 'switch_to_deploy'):  # as MMPretrain calls it
+        backbone.switch_to_deploy()
     fuse_conv_bn(candidate.model)
     with torch.inference_mode():
         error = (candidate.forward(images) - before).abs().max() / before.abs().max()
