@@ -12,7 +12,7 @@ max_iters = 1200
 lr = 5e-4
 embed_dims = 96
 num_iters = 4  # sampling iterations; with 1, the points never move
-featmap_mode = 'splat'  # or 'index'
+featmap_mode = 'index'  # or 'splat'
 neck_channels = 64
 
 model = dict(

@@ -138,7 +138,7 @@ def digits(root, run_tool, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'name', ['psvit', 'psvit_index', 'psvit_iters1', 'r18'], ids=lambda name: name
+    'name', ['psvit', 'psvit_splat', 'psvit_iters1', 'r18'], ids=lambda name: name
 )
 def test_detectors_of_digits(name, digits, run_tool, tmp_path):
     folder, options, _ = digits
