@@ -9,12 +9,14 @@ WHEEL_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mmpsvit/wheels
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup setup-test demo test lint clean
+.PHONY: help setup setup-test demo test soak reproduce-mini lint clean
 
 help:
 	@echo 'make demo    train, test and picture a small PS-ViT on the CPU'
 	@echo 'make test    compile mmcv once, then run all tests'
 	@echo 'make lint    check style'
+	@echo 'make soak    kill trainings 20 times, and compare what comes out'
+	@echo "make reproduce-mini   the paper's experiments on generated data, 2 hours"
 	@echo 'make clean   remove the environment, the data and the results of the demo'
 
 setup: $(VENV)/.ready
@@ -47,8 +49,14 @@ demo: setup
 test: setup-test
 	@$(PY) -m pytest
 
+soak: setup-test
+	@$(PY) tests/soak/soak_resume.py --kills 20
+
+reproduce-mini: setup
+	@$(PY) tools/reproduce_mini.py
+
 lint: setup-test
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) data/cluttered_digits work_dirs/demo
+	rm -rf $(VENV) data/cluttered_digits data/miniature work_dirs/demo work_dirs/miniature

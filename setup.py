@@ -74,6 +74,7 @@ setup(
         'demo': ['scikit-learn', 'tqdm'],
         'test': [
             'hypothesis',
+            'psutil',
             'pytest',
             'ruff',
             'scikit-image',

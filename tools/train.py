@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.runner import find_latest_checkpoint
 
+from mmpsvit.engine import adopt_seed
 from mmpsvit.engine.cli import (
     add_common_arguments,
     build_runner,
@@ -76,6 +77,10 @@ def parse_args() -> Config:
         check_file(parser, '--resume', args.resume)
         cfg.resume = True
         cfg.load_from = args.resume
+    if cfg.get('resume'):
+        checkpoint = cfg.get('load_from') or find_latest_checkpoint(cfg.work_dir)
+        if checkpoint and '://' not in checkpoint:
+            adopt_seed(cfg, checkpoint)
     set_dataloader_defaults(cfg, not args.no_pin_memory, not args.no_persistent_workers)
     return cfg
 

@@ -1,6 +1,6 @@
 # A small PS-ViT that finds and names one digit among clutter. Data:
 #   python tools/dataset_converters/make_cluttered_digits.py data/cluttered_digits
-_base_ = 'mmpretrain::_base_/default_runtime.py'
+_base_ = '../_base_/default_runtime.py'
 
 data_root = 'data/cluttered_digits'
 num_classes = 10

@@ -31,3 +31,5 @@ optim_wrapper = dict(
     ),
     clip_grad=dict(max_norm=0.1, norm_type=2),
 )
+
+default_hooks = dict(checkpoint=dict(type='mmpsvit.ExactCheckpointHook'))

@@ -35,3 +35,5 @@ optim_wrapper = dict(
         custom_keys={'.cls_token': dict(decay_mult=0.0)},
     ),
 )
+
+default_hooks = dict(checkpoint=dict(type='mmpsvit.ExactCheckpointHook'))

@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/models/psvit_b14.py',
     '../_base_/datasets/imagenet_bs64_psvit_224.py',
     '../_base_/schedules/imagenet_bs512_adamw_300e.py',
-    'mmpretrain::_base_/default_runtime.py',
+    '../_base_/default_runtime.py',
 ]
 
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='auto'))

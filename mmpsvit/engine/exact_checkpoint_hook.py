@@ -1,8 +1,9 @@
 # Copyright (c) mmpsvit contributors.
 """Checkpoints from which a training continues as if nothing had happened."""
 
+import fnmatch
 import os.path as osp
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mmengine.config import Config
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
@@ -20,6 +21,7 @@ from mmpsvit.registry import HOOKS
 from .atomic_backend import AtomicBackend, remove_leftovers
 from .batch_stream import BatchStream
 from .checkpoint import CheckpointError, load_checkpoint
+from .config_check import ConfigError
 from .process_state import (
     get_process_state,
     get_random_state,
@@ -50,15 +52,16 @@ class ExactCheckpointHook(CheckpointHook):
 
     A checkpoint gets its name when it is written in full, then ``last_checkpoint``
     names it, and only then older ones are removed. Nothing outside the folder of the
-    checkpoints is removed.
+    checkpoints is removed, and nothing in it but checkpoints.
 
     Args:
         *args: As for ``mmengine.hooks.CheckpointHook``.
         **kwargs: Likewise.
 
     Raises:
-        ValueError: If ``by_epoch=False`` in a training by epochs, when it starts.
-        CheckpointError: If such a training is to resume in the middle of an epoch.
+        ConfigError: If ``by_epoch=False`` in a training by epochs, when it starts.
+        CheckpointError: If such a training is to resume in the middle of an epoch, or
+            any from a file that holds weights only.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -68,6 +71,7 @@ class ExactCheckpointHook(CheckpointHook):
             default = dict(backend='mmpsvit.atomic')
             kwargs['backend_args'] = kwargs.get('backend_args') or default
         super().__init__(*args, **kwargs)
+        self.file_backend = None  # until the training starts
         self._batches: BatchStream | None = None
         self._is_validated = False
         self._state_with_workers: dict | None = None
@@ -77,21 +81,28 @@ class ExactCheckpointHook(CheckpointHook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep what the training needs when it starts, if it resumes."""
-        if runner._resume:
-            self._loaded = dict(checkpoint.get(_KEY, {}))
-            self._loaded['differences'] = list(_differences(runner, checkpoint))
+        if not runner._resume:
+            return
+        if not {'epoch', 'iter'} <= checkpoint.get('meta', {}).keys():
+            raise CheckpointError(
+                f'checkpoint {_name(runner)} holds no training that could resume; '
+                'start from its weights with load_from'
+            )
+        self._loaded = dict(checkpoint.get(_KEY, {}))
+        self._loaded['differences'] = list(_differences(runner, checkpoint))
 
     def before_train(self, runner: Runner) -> None:
         """Prepare the training, and bring it to where the checkpoint was saved."""
         loop = runner.train_loop
         if isinstance(loop, EpochBasedTrainLoop) and not self.by_epoch:
-            raise ValueError(
+            raise ConfigError(
                 f'{type(self).__name__}: by_epoch=False saves in the middle of epochs, '
                 'where a training by epochs cannot resume: set by_epoch=True, or train '
                 'by iterations, with train_cfg.by_epoch=False and an InfiniteSampler'
             )
         super().before_train(runner)
-        self.file_backend = _LateRemoval(self.file_backend, self.out_dir)
+        names = f'*{self.filename_tmpl.format("*")}'
+        self.file_backend = _LateRemoval(self.file_backend, self.out_dir, names)
         if is_main_process():
             remove_leftovers(self.out_dir, '*.pth')
             remove_leftovers(runner.work_dir, 'last_checkpoint')
@@ -108,8 +119,14 @@ class ExactCheckpointHook(CheckpointHook):
         by_epoch: bool | None = None,
         validated: bool = True,
         processes: list[dict] | None = None,
+        outdated: Sequence[str] = (),
     ) -> None:
         _check_end_of_epoch(runner, by_epoch)
+        for name in outdated:
+            self.file_backend.remove(self.file_backend.join_path(self.out_dir, name))
+        self.file_backend.remove_now()
+        # Without it, MMEngine would not save again when the best checkpoint changes.
+        self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
         if differences:
             runner.logger.warning(
                 'This training resumes, but does not end exactly as it would have '
@@ -147,21 +164,25 @@ class ExactCheckpointHook(CheckpointHook):
             checkpoint[_KEY] = self._saving
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        if self.file_backend is None:
+            return  # a validation without a training
         super()._save_best_checkpoint(runner, metrics)
         self.file_backend.remove_now()
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Save a checkpoint that is not one of the best. All processes take part."""
-        self._saving = dict(
-            by_epoch=self.by_epoch,
-            validated=self._is_validated,
-            processes=all_gather_object(get_process_state(runner)),
-        )
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
             if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
                 self.file_backend.remove(self._path(self.keep_ckpt_ids[0]))
             self.keep_ckpt_ids.append(step)
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        self._saving = dict(
+            by_epoch=self.by_epoch,
+            validated=self._is_validated,
+            processes=all_gather_object(get_process_state(runner)),
+            # If the process is killed before it can remove them.
+            outdated=[osp.basename(path) for path in self.file_backend.outdated],
+        )
         self.last_ckpt = self._path(step)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         runner.save_checkpoint(
@@ -208,33 +229,44 @@ def adopt_seed(cfg: Config, checkpoint: str) -> None:
 
 
 class _LateRemoval:
-    """A file backend that removes files of one folder, and only when told to."""
+    """A file backend that removes checkpoints of one folder, and only when told to.
 
-    def __init__(self, backend, folder: str) -> None:
+    A checkpoint says which others are outdated. These can be files of another training,
+    and what it says can come from anybody.
+    """
+
+    def __init__(self, backend, folder: str, names: str) -> None:
         self._backend = backend
         self._folder = folder
-        self._outdated: list[str] = []
+        self._names = names
+        self.outdated: list[str] = []
 
     def __getattr__(self, name: str):
         return getattr(self._backend, name)
 
     def remove(self, path: str) -> None:
-        # A checkpoint names its best one, which can be that of another training.
-        if path == self._backend.join_path(self._folder, osp.basename(path)):
-            self._outdated.append(path)
+        name = osp.basename(path)
+        is_here = path == self._backend.join_path(self._folder, name)
+        if is_here and fnmatch.fnmatchcase(name, self._names):
+            self.outdated.append(path)
 
     # Checkpoints may be folders.
     rmtree = remove
 
     def remove_now(self) -> None:
-        while self._outdated:
-            path = self._outdated.pop()
+        while self.outdated:
+            path = self.outdated.pop()
             if not is_main_process():
                 continue
             if self._backend.isfile(path):
                 self._backend.remove(path)
             elif self._backend.isdir(path):
                 self._backend.rmtree(path)
+
+
+def _name(runner: Runner) -> str | None:
+    """The file from which a runner resumes."""
+    return runner._load_from or find_latest_checkpoint(runner.work_dir)
 
 
 def _differences(runner: Runner, checkpoint: dict) -> Iterator[str]:
@@ -285,11 +317,11 @@ def _check_end_of_epoch(runner: Runner, by_epoch: bool | None) -> None:
     if by_epoch is None:
         by_epoch = loop.iter == 0 or (loop.epoch > 0 and loop.iter % loop.epoch == 0)
     if not by_epoch:
-        name = runner._load_from or find_latest_checkpoint(runner.work_dir)
         raise CheckpointError(
-            f'checkpoint {name} was saved in the middle of an epoch, at iteration '
-            f'{loop.iter}, where a training by epochs cannot resume: resume from the '
-            'checkpoint of an epoch, or start anew from these weights with load_from'
+            f'checkpoint {_name(runner)} was saved in the middle of an epoch, at '
+            f'iteration {loop.iter}, where a training by epochs cannot resume: resume '
+            'from the checkpoint of an epoch, or start anew from these weights with '
+            'load_from'
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 from torch import Tensor
 
 from mmpsvit.models.pretrained import (
@@ -43,7 +43,7 @@ class CheckpointFitHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check the weights, and take out of the checkpoint those to be left out."""
-        name = runner._load_from
+        name = runner._load_from or find_latest_checkpoint(runner.work_dir)
         state = checkpoint.get('state_dict', checkpoint)
         if not state or not all(isinstance(value, Tensor) for value in state.values()):
             raise CheckpointMisfitError(

@@ -177,6 +177,7 @@ def test_interval_and_indices(config, drawn, tmp_path):
 def test_step_is_that_of_the_scores(config, drawn, tmp_path, by_epoch, steps):
     cfg = config()
     cfg.train_cfg = dict(by_epoch=True, max_epochs=2)
+    cfg.default_hooks.checkpoint.by_epoch = True
     cfg.train_dataloader.sampler.type = 'DefaultSampler'
     cfg.param_scheduler = None
     cfg.default_hooks.logger.log_metric_by_epoch = by_epoch

@@ -107,11 +107,19 @@ def test_picture(small, trained, run_tool, tmp_path):
     assert (tmp_path / 'one.pdf').stat().st_size > 1000
 
 
-def test_two_processes_test_together(small, run_tool, tmp_path, free_port):
+def test_two_processes_train_alike_and_test_together(
+    small, root, run_tool, tmp_path, free_port
+):
+    """BatchNorm trains, and the images to test, 11, are not divided evenly."""
     config, options, _ = small
+    (tmp_path / 'ranks.py').write_text(
+        f'_base_ = {str(config)!r}\n'
+        "custom_imports = dict(imports=['save_ranks'])\n"
+        "custom_hooks = [dict(type='mmengine.SaveRanks')]\n"
+    )
     output = run_tool(
         'tools/dist_train.sh',
-        config,
+        'ranks.py',
         2,
         '--work-dir',
         'a folder',
@@ -119,9 +127,15 @@ def test_two_processes_test_together(small, run_tool, tmp_path, free_port):
         'train_dataloader.batch_size=3',
         PORT=free_port,
         CUDA_VISIBLE_DEVICES='',
+        PYTHONPATH=str(root / 'tests' / 'data'),
     )
     assert 'GPU number: 2' in output
+    first, second = (torch.load(tmp_path / f'a folder/rank_{i}.pth') for i in (0, 1))
+    assert len(first) > 50
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
     checkpoint = tmp_path / 'a folder' / 'iter_4.pth'
+    options += ['test_dataloader.dataset.indices=11', 'test_dataloader.batch_size=2']
     output = run_tool(
         'tools/dist_test.sh',
         config,
@@ -136,13 +150,24 @@ def test_two_processes_test_together(small, run_tool, tmp_path, free_port):
     two = json.loads((tmp_path / 'two.json').read_text())
     run_tool('tools/test.py', config, checkpoint, '--out', 'one.json', *options)
     assert two == json.loads((tmp_path / 'one.json').read_text())
+    # Else an image that counts twice would make no difference.
+    assert 0 < two['accuracy/top1'] < 100
 
 
 def test_two_processes_train_as_one(small, run_tool, tmp_path, free_port):
     """The same six images a step, on one process or three on each of two."""
     config, options, _ = small
+    (tmp_path / 'double_precision.py').write_text(
+        'import torch\n\ntorch.set_default_dtype(torch.float64)\n'
+    )
+    (tmp_path / 'double.py').write_text(
+        f'_base_ = {str(config)!r}\n'
+        "custom_imports = dict(imports=['double_precision'])\n"
+    )
     options = [
         *options,
+        'train_cfg.max_iters=20',
+        'default_hooks.checkpoint.interval=10',
         # BatchNorm's statistics are per process.
         'model.backbone.norm_eval=True',
         # Adam would blow rounding errors of small gradients up to whole steps.
@@ -150,20 +175,22 @@ def test_two_processes_train_as_one(small, run_tool, tmp_path, free_port):
         'optim_wrapper.optimizer.lr=0.1',
         'param_scheduler=None',
     ]
-    half = [*options, 'train_dataloader.batch_size=3']
-    run_tool('tools/train.py', config, '--work-dir', 'one', *options)
-    arguments = ('tools/dist_train.sh', config, 2, '--work-dir', 'two', *half)
-    run_tool(*arguments, PORT=free_port, CUDA_VISIBLE_DEVICES='')
-    run_tool('tools/train.py', config, '--work-dir', 'half', *half)
-    one, two, half = (
-        load_checkpoint(tmp_path / name / 'iter_4.pth')['state_dict']
-        for name in ('one', 'two', 'half')
+    arguments = ('double.py', '--no-validate', '--work-dir')
+    env = dict(PYTHONPATH=str(tmp_path), CUDA_VISIBLE_DEVICES='')
+    run_tool('tools/train.py', *arguments, 'one', *options, **env)
+    arguments = ('double.py', 2, *arguments[1:], 'two', *options)
+    half = 'train_dataloader.batch_size=3'
+    run_tool('tools/dist_train.sh', *arguments, half, PORT=free_port, **env)
+    middle, one, two = (
+        load_checkpoint(tmp_path / name)['state_dict']
+        for name in ('one/iter_10.pth', 'one/iter_20.pth', 'two/iter_20.pth')
     )
     key = 'head.layers.head.weight'
+    assert one[key].dtype == torch.float64
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4, msg=name)
-    # Half of the batch trains to something else: the gradients were averaged.
-    assert (half[key] - one[key]).abs().max() > 1e-3
+        torch.testing.assert_close(two[name], value, atol=1e-9, rtol=0, msg=name)
+    # They have not stood still.
+    assert (middle[key] - one[key]).abs().max() > 1e-3
 
 
 def test_resume_keeps_load_from_until_there_is_something(small, run_tool, tmp_path):

@@ -3,7 +3,7 @@ _base_ = [
     '../../_base_/models/psvit_b14.py',
     '../../_base_/datasets/cars_bs96_psvit_224.py',
     '../../_base_/schedules/transfer_bs768_sgd_1000e.py',
-    'mmpretrain::_base_/default_runtime.py',
+    '../../_base_/default_runtime.py',
 ]
 
 max_epochs = 1000

@@ -1,0 +1,4 @@
+# MMPretrain's defaults, with checkpoints from which a killed training goes on exactly.
+_base_ = 'mmpretrain::_base_/default_runtime.py'
+
+default_hooks = dict(checkpoint=dict(type='mmpsvit.ExactCheckpointHook'))

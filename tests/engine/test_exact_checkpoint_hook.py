@@ -1,0 +1,296 @@
+# Copyright (c) mmpsvit contributors.
+"""Trainings that stop at any point and resume."""
+
+import contextlib
+import gc
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import find_latest_checkpoint
+from mmengine.runner.checkpoint import CheckpointLoader
+from small_training import (
+    EPOCHS,
+    ITERATIONS,
+    Draws,
+    Killed,
+    Recorder,
+    Vectors,
+    assert_same,
+    make_runner,
+    read,
+    read_warnings,
+)
+
+from mmpsvit.engine import CheckpointError, adopt_seed, load_checkpoint
+from mmpsvit.engine.checkpoint import load_from_local
+from mmpsvit.engine.config_check import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _as_in_the_tools(monkeypatch):
+    """Checkpoints are loaded as the tools do it."""
+    monkeypatch.setitem(CheckpointLoader._schemes, '', load_from_local)
+    # Asking git for a version takes longer than an epoch does here.
+    monkeypatch.setattr('mmengine.runner.runner.get_git_hash', str)
+
+
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory) -> Path:
+    """The latest checkpoint of a training by iterations that was stopped."""
+    work_dir = tmp_path_factory.mktemp('stopped')
+    with contextlib.suppress(Killed):
+        make_runner(work_dir, False, recorder=Recorder(5)).train()
+    return work_dir / 'iter_4.pth'
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+@pytest.mark.parametrize(
+    ('num_workers', 'stops'),
+    [
+        (0, [(1, False), (3, True), (6, True), (7, False), (12, True)]),
+        (1, [(8, False)]),
+    ],
+)
+def test_stopped_training_ends_the_same(by_epoch, num_workers, stops, tmp_path):
+    def train(folder: str, *stop, **changes) -> dict:
+        recorder = Recorder(*stop)
+        options = dict(by_epoch=by_epoch, num_workers=num_workers, recorder=recorder)
+        with contextlib.suppress(Killed):
+            make_runner(tmp_path / folder, **options, **changes).train()
+        return recorder.scores
+
+    scores = train('alone')
+    assert len(scores) == 4
+    expected = read(tmp_path / 'alone')
+    for stop in stops:
+        folder = f'stopped_{stop}'
+        before = train(folder, *stop)
+        assert len(before) < 4
+        after = train(folder, resume=True)
+        assert_same(read(tmp_path / folder), expected)
+        # No validation is left out, and what is repeated comes out the same.
+        assert before | after == after | before == scores
+        assert 'does not end exactly' not in read_warnings(tmp_path / folder)
+
+
+def test_killed_at_any_access_to_files(tmp_path, monkeypatch):
+    options = {'train_cfg.max_epochs': 2, 'default_hooks.checkpoint.max_keep_ckpts': 1}
+    make_runner(tmp_path / 'alone', **options).train()
+    expected = read(tmp_path / 'alone')
+    calls, last_call = itertools.count(), None
+
+    def wrap(name: str) -> None:
+        function = getattr(os, name)
+
+        def call(target, *args):
+            if next(calls) == last_call:
+                if name == 'fsync':
+                    with contextlib.suppress(OSError):  # a folder has no half
+                        os.ftruncate(target, os.fstat(target).st_size // 2)
+                raise Killed
+            return function(target, *args)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ('fsync', 'replace', 'remove'):
+        wrap(name)
+    seen_leftovers = False
+    for last_call in itertools.count():
+        work_dir = tmp_path / f'killed_{last_call}'
+        calls = itertools.count()
+        try:
+            make_runner(work_dir, **options).train()
+            break
+        except Killed:
+            pass
+        # All checkpoints are whole, and the one to go on from is there.
+        read(work_dir)
+        latest = find_latest_checkpoint(str(work_dir))
+        assert latest is None or Path(latest).is_file()
+        seen_leftovers |= bool([*work_dir.glob('.*.tmp')])
+        calls = itertools.count(10**6)
+        make_runner(work_dir, resume=True, **options).train()
+        # What was to be removed is.
+        assert_same(read(work_dir), expected)
+        assert not [*work_dir.glob('.*.tmp')]
+    assert last_call > 15
+    assert seen_leftovers
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_validation_draws_nothing_from_the_training(by_epoch, tmp_path):
+    make_runner(tmp_path / 'with', by_epoch).train()
+    options = {'default_hooks.checkpoint.save_best': None}
+    make_runner(tmp_path / 'without', by_epoch, **options).train()
+    runner = make_runner(tmp_path / 'rarely', by_epoch, **options)
+    runner._val_loop = None
+    runner.train()
+    one, other = (read(tmp_path / name) for name in ('without', 'rarely'))
+    last = f'epoch_{EPOCHS}.pth' if by_epoch else f'iter_{ITERATIONS}.pth'
+    for part in ('state_dict', 'optimizer'):
+        assert_same({0: one[last, part]}, {0: other[last, part]})
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_persistent_workers_without_random_numbers(by_epoch, tmp_path, monkeypatch):
+    """What the workers draw is lost, but nothing else is."""
+    # How long PyTorch waits for the workers at the end, which it always does in full.
+    monkeypatch.setattr('torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL', 0.1)
+    options = dict(by_epoch=by_epoch, num_workers=1, dataset=Vectors(is_random=False))
+    options['train_dataloader.persistent_workers'] = True
+    make_runner(tmp_path / 'alone', **options).train()
+    work_dir = tmp_path / 'stopped'
+    with contextlib.suppress(Killed):
+        make_runner(work_dir, recorder=Recorder(7), **options).train()
+    make_runner(work_dir, resume=True, **options).train()
+    assert_same(read(work_dir), read(tmp_path / 'alone'))
+    assert 'train_dataloader.persistent_workers=False' in read_warnings(work_dir)
+    gc.collect()
+
+
+def test_workers_that_start_anew_do_not_repeat_themselves(tmp_path):
+    recorder = Recorder()
+    options = dict(num_workers=1, dataset=Draws(), recorder=recorder)
+    make_runner(tmp_path, False, **options).train()
+    assert len(set(recorder.inputs)) == len(recorder.inputs) == 4 * ITERATIONS
+
+
+@pytest.mark.parametrize(
+    ('changes', 'options', 'message'),
+    [
+        ({}, {'randomness.seed': 1}, 'randomness.seed=0 keeps it'),
+        (
+            {},
+            {'train_dataloader.sampler.type': 'DefaultSampler'},
+            'train_dataloader.sampler.type=InfiniteSampler keeps them',
+        ),
+        (
+            {},
+            {'optim_wrapper.accumulative_counts': 3},
+            'a multiple of 3 iterations keeps them',
+        ),
+        ({'optimizer': None}, {}, 'has no state of the optimizer'),
+        ({'resume_state': None}, {}, 'has no random state'),
+        ({'processes': 2}, {}, 'there are 1 processes, not 2'),
+    ],
+)
+def test_what_will_differ_is_told(changes, options, message, stopped, tmp_path):
+    checkpoint = load_checkpoint(stopped)
+    for key in changes:
+        if key == 'processes':
+            checkpoint['resume_state'][key] *= changes[key]
+        else:
+            del checkpoint[key]
+    file = tmp_path / 'changed.pth'
+    torch.save(checkpoint, file)
+    work_dir = tmp_path / 'second'
+    options = {'train_cfg.max_iters': 6, **options}
+    make_runner(work_dir, False, resume=True, load_from=str(file), **options).train()
+    warnings = read_warnings(work_dir)
+    assert 'does not end exactly as it would have without the interruption' in warnings
+    assert message in warnings
+
+
+def test_middle_of_an_epoch_is_refused(tmp_path):
+    message = 'by_epoch=False saves in the middle of epochs.*set by_epoch=True'
+    options = {'default_hooks.checkpoint.by_epoch': False}
+    with pytest.raises(ConfigError, match=message):
+        make_runner(tmp_path / 'wrong', **options).train()
+
+    message = 'was saved in the middle of an epoch, at iteration 4,.*with load_from'
+    for name, kind in (
+        ('ours', 'mmpsvit.ExactCheckpointHook'),
+        ('mm', 'CheckpointHook'),
+    ):
+        options = {'default_hooks.checkpoint.type': kind, 'train_cfg.max_iters': 4}
+        make_runner(tmp_path / name, False, **options).train()
+        file = tmp_path / name / 'iter_4.pth'
+        with pytest.raises(CheckpointError, match=f'{file} {message}'):
+            make_runner(
+                tmp_path / f'again_{name}', resume=True, load_from=str(file)
+            ).train()
+
+    # MMEngine's checkpoints of whole epochs do.
+    options = {'default_hooks.checkpoint.type': 'CheckpointHook'}
+    make_runner(tmp_path / 'whole', **options, **{'train_cfg.max_epochs': 2}).train()
+    runner = make_runner(tmp_path / 'whole', resume=True)
+    runner.train()
+    assert runner.epoch == EPOCHS
+
+
+def test_best_of_another_training_is_kept(tmp_path):
+    """A checkpoint names the best one, which is removed when there is a better."""
+    options = {'train_cfg.max_epochs': 1}
+    make_runner(tmp_path / 'first', **options).train()
+    (best,) = (tmp_path / 'first').glob('best_*')
+    last = tmp_path / 'first' / 'epoch_1.pth'
+    # So that the next score is better.
+    checkpoint = load_checkpoint(last)
+    checkpoint['message_hub']['runtime_info']['best_score'] = -1e9
+    torch.save(checkpoint, last)
+    for folder, is_kept in (('second', True), ('first', False)):
+        work_dir = tmp_path / folder
+        make_runner(work_dir, resume=True, load_from=str(last)).train()
+        assert len([*work_dir.glob('best_*')]) == 1
+        assert best.exists() == is_kept
+
+
+def test_only_checkpoints_are_removed(stopped, tmp_path):
+    """Whatever a checkpoint says is outdated."""
+    work_dir = tmp_path / 'work'
+    kept = [work_dir / 'notes.txt', work_dir / 'iter_logs', tmp_path / 'iter_1.pth']
+    for path in kept:
+        path.mkdir(parents=True)
+    checkpoint = load_checkpoint(stopped)
+    checkpoint['resume_state']['outdated'] = [
+        *('..', '.', '', 'notes.txt', 'iter_logs', '../iter_1.pth', 'iter_2.pth'),
+        str(tmp_path / 'iter_1.pth'),
+    ]
+    torch.save(checkpoint, tmp_path / 'changed.pth')
+    (work_dir / 'iter_2.pth').write_text('')
+    options = dict(resume=True, load_from=str(tmp_path / 'changed.pth'))
+    make_runner(work_dir, False, **options).train()
+    assert all(path.exists() for path in kept)
+    assert not (work_dir / 'iter_2.pth').exists()
+
+
+def test_weights_alone_cannot_be_resumed(stopped, tmp_path):
+    file = tmp_path / 'weights.pth'
+    torch.save(dict(state_dict=load_checkpoint(stopped)['state_dict']), file)
+    message = f'{file} holds no training that could resume; start.*load_from'
+    with pytest.raises(CheckpointError, match=message):
+        make_runner(tmp_path, False, resume=True, load_from=str(file)).train()
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
+    leftovers = ['.epoch_9.pth.tmp', '.last_checkpoint.tmp']
+    for name in (*leftovers, '.notes.tmp'):
+        (tmp_path / name).write_text('')
+    make_runner(tmp_path, **{'train_cfg.max_epochs': 1}).train()
+    assert [path.name for path in tmp_path.glob('.*')] == ['.notes.tmp']
+
+
+def test_run_that_resumes_adopts_the_seed(tmp_path):
+    make_runner(tmp_path / 'first', **{'randomness.seed': None}).train()
+    expected = read(tmp_path / 'first')
+    seed = load_checkpoint(tmp_path / 'first' / 'epoch_3.pth')['meta']['seed']
+    cfg = Config(dict(randomness=dict(seed=None, deterministic=False)))
+    adopt_seed(cfg, str(tmp_path / 'first' / 'epoch_3.pth'))
+    assert cfg.randomness == dict(seed=seed, deterministic=False)
+    make_runner(
+        tmp_path / 'second',
+        resume=True,
+        load_from=str(tmp_path / 'first' / 'epoch_3.pth'),
+        **{'randomness.seed': cfg.randomness.seed},
+    ).train()
+    results = read(tmp_path / 'second')
+    last = f'epoch_{EPOCHS}.pth'
+    assert_same({0: results[last, 'optimizer']}, {0: expected[last, 'optimizer']})
+
+    cfg.randomness.seed = seed + 1
+    adopt_seed(cfg, str(tmp_path / 'first' / 'epoch_3.pth'))
+    assert cfg.randomness.seed == seed + 1

@@ -1,0 +1,27 @@
+# Copyright (c) mmpsvit contributors.
+"""Random state of a process."""
+
+import random
+
+import numpy as np
+import torch
+
+from mmpsvit.engine.process_state import get_random_state, set_random_state
+
+
+def test_random_state_is_plain_and_complete(tmp_path):
+    def draw() -> list[float]:
+        return [
+            random.random(),
+            random.gauss(0, 1),
+            np.random.rand(),
+            np.random.standard_normal(),
+            torch.randn(()).item(),
+        ]
+
+    draw()  # Of the pairs of normal numbers, one is kept for later.
+    state = get_random_state()
+    expected = draw()
+    torch.save(state, tmp_path / 'state.pth')
+    set_random_state(torch.load(tmp_path / 'state.pth', weights_only=True))
+    assert draw() == expected
