@@ -12,13 +12,11 @@ coordinate. (On CUDA a point within float32's rounding of that limit may count a
 just inside, with a sample of zero to rounding.)
 """
 
-import functools
-import warnings
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .deform_attn import deform_attn, has_kernel
 
 # mmcv's CUDA kernel addresses the elements of one call with 32-bit integers.
 _MAX_ELEMENTS = 2**31 - 1
@@ -71,9 +69,8 @@ def sample_points(feat: Tensor, points: Tensor) -> Tensor:
     else:
         points = points.to(table.dtype)
 
-    sample = _sample_with_torch
-    if points.numel() and _uses_mmcv(table):
-        sample = _mmcv_sampler()
+    uses_mmcv = points.numel() and _uses_mmcv(table)
+    sample = _sample_with_mmcv if uses_mmcv else _sample_with_torch
     return sample(table, points).to(feat.dtype)
 
 
@@ -314,39 +311,18 @@ def _uses_mmcv(table: Tensor) -> bool:
     # The kernel floors in float32: a float64 point may land a pixel outside.
     if not table.is_cuda or table.dtype != torch.float32:
         return False
-    return _mmcv_sampler() is not None
+    # It adds gradients up in any order, and does not tell PyTorch so.
+    return not torch.are_deterministic_algorithms_enabled() and has_kernel()
 
 
-@functools.cache
-def _mmcv_sampler() -> Callable[[Tensor, Tensor], Tensor] | None:
-    """mmcv's CUDA kernel, or None, with one warning, where it is not compiled."""
-    try:
-        from mmcv.ops import (
-            MultiScaleDeformableAttnFunction,
-            get_compiling_cuda_version,
-        )
-
-        compiled_for = get_compiling_cuda_version()
-    except (ImportError, AssertionError):
-        compiled_for = 'not available'
-    if compiled_for == 'not available':
-        warnings.warn(
-            'mmcv has no compiled CUDA ops: PS-ViT samples with the slower '
-            'operators of PyTorch. Install mmcv with CUDA ops to mend this.',
-            stacklevel=3,
-        )
-        return None
-    return functools.partial(_sample_with_mmcv, MultiScaleDeformableAttnFunction)
-
-
-def _sample_with_mmcv(function: type, feat: Tensor, points: Tensor) -> Tensor:
+def _sample_with_mmcv(feat: Tensor, points: Tensor) -> Tensor:
     """Sample with deformable attention's kernel: 1 head, 1 level, 1 point, weight 1."""
     # One call per chunk of images that the kernel can address.
     largest = max(feat[0].numel(), points.shape[1] * feat.shape[1], 1)
     chunk = max(1, _MAX_ELEMENTS // largest)
     if len(feat) > chunk:
         parts = zip(feat.split(chunk), points.split(chunk), strict=True)
-        return torch.cat([_sample_with_mmcv(function, *part) for part in parts])
+        return torch.cat([_sample_with_mmcv(*part) for part in parts])
 
     batch, channels, height, width = feat.shape
     # (B, C, H, W) -> (B, H * W, 1 head, C), a view of a channels_last map
@@ -358,11 +334,10 @@ def _sample_with_mmcv(function: type, feat: Tensor, points: Tensor) -> Tensor:
     # Filled on the device: torch.tensor([...]) would wait for a copy at every call.
     spatial_shape = torch.full((1, 2), height, device=feat.device)
     spatial_shape[:, 1] = width
-    return function.apply(
+    return deform_attn(
         value,
         spatial_shape,
         torch.zeros(1, dtype=torch.long, device=feat.device),
         locations,
         locations.new_ones(locations.shape[:-1]),
-        batch,  # images per launch, of which the batch must be a multiple
     )

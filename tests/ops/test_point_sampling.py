@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from mmpsvit.ops import point_sampling, prepare_map, sample_points
+from mmpsvit.ops import deform_attn, point_sampling, prepare_map, sample_points
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=150)
 
@@ -262,11 +262,10 @@ def test_wrong_devices_and_dtypes():
         sample_points(feat.long(), points)
 
 
-def _mmcv_in_python(value, shapes, start, locations, weights, step):
+def _mmcv_in_python(value, shapes, start, locations, weights):
     """Deformable attention by mmcv's own PyTorch implementation."""
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
-    assert value.shape[0] % min(value.shape[0], step) == 0
     assert value.numel() <= point_sampling._MAX_ELEMENTS
     assert shapes.dtype == start.dtype == torch.int64
     assert start.tolist() == [0]
@@ -278,14 +277,11 @@ def test_arguments_of_mmcv_kernel(images_per_call, monkeypatch):
     """The kernel itself needs CUDA; what it is handed is checked everywhere."""
     # 40 points are more than the 5 x 7 pixels of the map.
     monkeypatch.setattr(point_sampling, '_MAX_ELEMENTS', images_per_call * 8 * 40)
-
-    class Function:
-        apply = staticmethod(_mmcv_in_python)
-
+    monkeypatch.setattr(point_sampling, 'deform_attn', _mmcv_in_python)
     torch.manual_seed(0)
     feat = prepare_map(torch.randn(3, 8, 5, 7, dtype=torch.float64)).requires_grad_()
     points = torch.from_numpy(make_points('anywhere', 3, 40, 5, 7)).requires_grad_()
-    out = point_sampling._sample_with_mmcv(Function, feat, points)
+    out = point_sampling._sample_with_mmcv(feat, points)
     expected = sample_points(feat, points)
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
     grad = torch.randn_like(out)
@@ -300,15 +296,15 @@ def test_arguments_of_mmcv_kernel(images_per_call, monkeypatch):
 def test_one_warning_without_cuda_ops(monkeypatch):
     """CUDA tensors take the slow way, with one warning, where mmcv has no kernel."""
     monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: 'not available')
-    point_sampling._mmcv_sampler.cache_clear()
+    deform_attn._look_for_kernel.cache_clear()
     try:
         with pytest.warns(UserWarning, match='no compiled CUDA ops'):
-            assert point_sampling._mmcv_sampler() is None
+            assert not deform_attn.has_kernel()
         with warnings.catch_warnings():
             warnings.simplefilter('error')
-            assert point_sampling._mmcv_sampler() is None
+            assert not deform_attn.has_kernel()
     finally:
-        point_sampling._mmcv_sampler.cache_clear()
+        deform_attn._look_for_kernel.cache_clear()
 
 
 @pytest.mark.cuda
@@ -319,7 +315,7 @@ def test_one_warning_without_cuda_ops(monkeypatch):
 )
 def test_mmcv_kernel(batch, channels, size, count):
     """Values and gradients in float32, at any batch size and at B/14's size."""
-    assert point_sampling._mmcv_sampler() is not None
+    assert deform_attn.has_kernel()
     torch.manual_seed(0)
     feat = torch.randn(batch, channels, size, size)
     points = torch.rand(batch, count, 2) * (size + 4) - 2

@@ -110,7 +110,7 @@ def embedding_bag(feat: Tensor, points: Tensor) -> Tensor:
 
 def mmcv_kernel(feat: Tensor, points: Tensor) -> Tensor:
     """Sample with mmcv's deformable attention: one head, level and point, weight 1."""
-    from mmcv.ops import MultiScaleDeformableAttnFunction
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
     batch, channels, height, width = feat.shape
     value = feat.float().permute(0, 2, 3, 1).reshape(batch, -1, 1, channels)
