@@ -145,7 +145,8 @@ if [ "$device" = cuda ]; then
     part tests 150 "$python" -m pytest -q -m cuda tests
 else
     part tests 150 "$python" -m pytest -q -m 'not cuda' tests/ops \
-        tests/models/test_reference_figures.py
+        tests/models/test_reference_figures.py tests/models/test_fsdp.py \
+        tests/models/test_gradient_accumulation.py
 fi
 dtypes=(float32 float16 bfloat16)
 ti14=configs/psvit/ti14.py
@@ -161,6 +162,7 @@ if [ -n "$small" ]; then
         --num-points 4 --runs 1)
     bench scaling 50 scaling "${scaling[@]}"
     bench scaling_training 50 scaling "${scaling[@]}" --train
+    bench distributed 50 distributed $ti14 --batch-size 2 --size 64 --runs 1 --threads 2
     bench data_loading 50 data_loading --images 32 --batch-size 8 --workers 0 1 \
         --runs 1
 else
@@ -172,6 +174,7 @@ else
     bench training 90 speed "${speed[@]}" --train --runs 20
     bench scaling 60 scaling --amp --batch-size 16
     bench scaling_training 60 scaling --amp --batch-size 4 --train --quick
+    bench distributed 40 distributed $ti14
     rate=$("$python" -c '
 import json, sys
 
