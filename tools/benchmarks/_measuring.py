@@ -2,9 +2,9 @@
 """What all benchmarks share: options, steps, timing, memory, tables and files."""
 
 import argparse
-import ctypes
 import datetime
 import gc
+import itertools
 import json
 import os
 import platform
@@ -24,6 +24,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 import mmpsvit
@@ -154,30 +155,26 @@ def seconds_of(step: Step, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _status_bytes(name: str) -> int:
-    """A figure of this process's memory, as Linux counts it."""
-    lines = Path('/proc/self/status').read_text().split('\n')
-    (value,) = [line.split()[1] for line in lines if line.startswith(name)]
-    return 1024 * int(value)
+def peak_bytes_of(step: Step, device: torch.device) -> int:
+    """Peak memory of the tensors of a step, beyond what was in use before.
 
-
-def peak_bytes_of(step: Step, device: torch.device) -> int | None:
-    """Peak memory of a step beyond what was in use before, None where unknown."""
+    What the allocator keeps for later, or a library takes for itself, does not count.
+    """
     gc.collect()
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         step()
         return torch.cuda.max_memory_allocated(device) - before
-    try:
-        # What the allocator keeps for itself would hide what the step needs.
-        ctypes.CDLL('libc.so.6').malloc_trim(0)
-        Path('/proc/self/clear_refs').write_text('5')  # resets the peak
-        before = _status_bytes('VmRSS:')
-    except OSError:  # not Linux
-        return None
-    step()
-    return _status_bytes('VmHWM:') - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in events
+        if event.name() == '[memory]'
+    )
+    return max(itertools.accumulate((size for _, size in changes), initial=0))
 
 
 def measure(

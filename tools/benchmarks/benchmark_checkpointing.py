@@ -83,7 +83,7 @@ def main() -> None:
         (
             f'with_cp={with_cp}',
             mebibytes(figure.peak_bytes),
-            f'{figure.peak_bytes / peak:.2f}' if peak else '?',
+            f'{figure.peak_bytes / peak:.2f}',
             f'{figure.median:.2f}',
             f'{figure.median / seconds:.2f}',
         )

@@ -178,6 +178,15 @@ def fuse(candidate: Candidate) -> None:
         )
 
 
+def turn_off_dropout(model: nn.Module) -> None:
+    """Train without dropout and stochastic depth, of which each recipe has its own."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif hasattr(module, 'drop_prob'):
+            module.drop_prob = 0.0
+
+
 def prepare(candidate: Candidate, args: argparse.Namespace) -> None:
     """Give a candidate the step that is timed."""
     if args.shape:
@@ -186,6 +195,8 @@ def prepare(candidate: Candidate, args: argparse.Namespace) -> None:
     candidate.parameters = sum(p.numel() for p in candidate.model.parameters())
     if args.fuse and not candidate.plain:
         fuse(candidate)
+    if args.no_dropout:
+        turn_off_dropout(candidate.model)
     layout = torch.contiguous_format
     if args.channels_last and not candidate.plain:
         layout = torch.channels_last
@@ -228,6 +239,7 @@ def markdown_of(rows: list[dict], args: argparse.Namespace, about: dict) -> list
         'autocast': args.amp,
         'channels_last': args.channels_last,
         'BatchNorms folded': args.fuse,
+        'no dropout': args.no_dropout,
         'torch.compile': args.compile,
     }
     options = ', '.join(option for option in given if given[option])
@@ -282,6 +294,9 @@ def parse_args() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     parser.add_argument('--shape', type=positive, nargs='+', help='H W, or one number')
     add_amp_argument(parser)
     parser.add_argument('--channels-last', action='store_true', help='of all models')
+    parser.add_argument(
+        '--no-dropout', action='store_true', help='nor stochastic depth, in any model'
+    )
     parser.add_argument(
         '--fuse', action='store_true', help='fold BatchNorms into convolutions'
     )

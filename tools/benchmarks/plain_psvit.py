@@ -84,7 +84,7 @@ class PlainLayer(nn.Module):
         self.fc1 = nn.Linear(channels, hidden_channels)
         self.fc2 = nn.Linear(hidden_channels, channels)
         self.dropout = nn.Dropout(drop_rate)
-        self.drop_path_rate = drop_path_rate
+        self.drop_prob = drop_path_rate
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self._drop_path(self.dropout(self.attn(self.ln1(x))))
@@ -93,10 +93,10 @@ class PlainLayer(nn.Module):
 
     def _drop_path(self, x: Tensor) -> Tensor:
         """Leave the branch out in some images, and scale it up in the others."""
-        if not self.training or self.drop_path_rate == 0:
+        if not self.training or self.drop_prob == 0:
             return x
-        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.drop_path_rate
-        return x * kept / (1 - self.drop_path_rate)
+        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.drop_prob
+        return x * kept / (1 - self.drop_prob)
 
 
 class PlainPSViT(nn.Module):

@@ -2,7 +2,7 @@
 """The CNN stem of PS-ViT: image to feature map of stride 4."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 
 import torch
@@ -23,9 +23,8 @@ class Stem(BaseModule):
             of every bottleneck.
         out_channels (Sequence[int]): Output channels of each bottleneck. Where they
             differ from the block's input, a 1x1 convolution projects the identity.
-        with_cp (bool): Whether to recompute the bottlenecks' activations in the
-            backward pass, to save memory; without effect under ``torch.compile``.
-            Defaults to False.
+        with_cp (bool): Whether to recompute activations in the backward pass, to
+            save memory; without effect under ``torch.compile``. Defaults to False.
     """
 
     def __init__(
@@ -64,11 +63,15 @@ class Stem(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn images (B, 3, H, W) into features (B, C, ceil(H/4), ceil(W/4))."""
-        # The maximum first: the same values, and a quarter of them for the ReLU.
-        x = self.relu(self.maxpool(self.bn1(self.conv1(x))))
-        for block in self.blocks:
-            x = self._checkpoint(block, x) if self._recomputes() else block(x)
+        parts = [(self._start, self.bn1)]
+        parts += [(block, block) for block in self.blocks]
+        for part, norms in parts:
+            x = self._checkpoint(part, norms, x) if self._recomputes() else part(x)
         return x
+
+    def _start(self, x: Tensor) -> Tensor:
+        # The maximum first: the same values, and a quarter of them for the ReLU.
+        return self.relu(self.maxpool(self.bn1(self.conv1(x))))
 
     def switch_to_deploy(self) -> None:
         """Fold the BatchNorms into the convolutions, for inference only.
@@ -88,14 +91,14 @@ class Stem(BaseModule):
         return self.with_cp and self.training and torch.is_grad_enabled()
 
     @staticmethod
-    def _checkpoint(block: nn.Module, x: Tensor) -> Tensor:
+    def _checkpoint(part: Callable, norms: nn.Module, x: Tensor) -> Tensor:
         # The recomputation must not count the batch a second time in the running
         # statistics, which MMPretrain's own `with_cp` does.
         return cp.checkpoint(
-            block,
+            part,
             x,
             use_reentrant=False,
-            context_fn=lambda: (contextlib.nullcontext(), _untracked(block)),
+            context_fn=lambda: (contextlib.nullcontext(), _untracked(norms)),
         )
 
 
