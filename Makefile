@@ -16,7 +16,7 @@ help:
 	@echo 'make test    compile mmcv once, then run all tests'
 	@echo 'make lint    check style'
 	@echo 'make soak    kill trainings 20 times, and compare what comes out'
-	@echo "make reproduce-mini   the paper's experiments on generated data, 2 hours"
+	@echo "make reproduce-mini   the paper's experiments on generated data"
 	@echo 'make clean   remove the environment, the data and the results of the demo'
 
 setup: $(VENV)/.ready
@@ -59,4 +59,4 @@ lint: setup-test
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) data/cluttered_digits data/miniature work_dirs/demo work_dirs/miniature
+	rm -rf $(VENV) data/cluttered_digits work_dirs/demo

@@ -51,7 +51,7 @@ from .ops import sample_points, splat_points
 
 # Lets configs say `_base_ = 'mmpsvit::psvit/b14.py'`.
 MODULE2PACKAGE.setdefault('mmpsvit', 'mmpsvit')
-if not is_installed(MODULE2PACKAGE['mmseg']):
+if not is_installed(MODULE2PACKAGE['mmseg']) and is_installed('mmseg'):
     # MMEngine knows MMSegmentation by the name of its original distribution only.
     MODULE2PACKAGE['mmseg'] = 'mmseg'
 

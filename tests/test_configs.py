@@ -17,8 +17,8 @@ CONFIGS = Path(__file__).parent.parent / 'configs'
 NAMES = sorted(
     str(path.relative_to(CONFIGS))
     for path in CONFIGS.rglob('*.py')
-    # Detectors have tests of their own.
-    if not {'_base_', 'mmdet'} & set(path.parts)
+    # Detectors and segmentors have tests of their own.
+    if not {'_base_', 'mmdet', 'mmseg'} & set(path.parts)
     and not path.stem.startswith('retinanet')
 )
 PARAMETERS = {

@@ -11,6 +11,7 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 
 import argparse
 import logging
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -79,7 +80,8 @@ def parse_args() -> Config:
         cfg.load_from = args.resume
     if cfg.get('resume'):
         checkpoint = cfg.get('load_from') or find_latest_checkpoint(cfg.work_dir)
-        if checkpoint and '://' not in checkpoint:
+        # Sharded checkpoints are folders.
+        if checkpoint and Path(checkpoint).expanduser().is_file():
             adopt_seed(cfg, checkpoint)
     set_dataloader_defaults(cfg, not args.no_pin_memory, not args.no_persistent_workers)
     return cfg

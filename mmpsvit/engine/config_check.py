@@ -60,9 +60,11 @@ def _check_maps(
             f"model.backbone.out_type must be 'featmap' for {taker}, got {out_type!r}"
         )
     strides = backbone.get('out_strides', PSViT.OUT_STRIDES)
-    embed_dims = resolve_arch(backbone.get('arch', 'base'), PSViT.arch_zoo)[
-        'embed_dims'
-    ]
+    try:
+        arch = resolve_arch(backbone.get('arch', 'base'), PSViT.arch_zoo)
+    except ValueError as error:
+        raise ConfigError(f'model.backbone: {error}') from None
+    embed_dims = arch['embed_dims']
     if channels is not None and list(channels) != [embed_dims] * len(strides):
         raise ConfigError(
             f'in_channels of {taker} must be [{embed_dims}] * {len(strides)}, one for '
@@ -85,7 +87,8 @@ def training_remarks(cfg: Config) -> Iterator[str]:
     backbone = _psvit_of(model)
     if backbone is None:
         return
-    given = cfg.get('data_preprocessor') or model.get('data_preprocessor') or {}
+    # As MMEngine's runner has it: the model's own goes first.
+    given = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     converts = any(given.get(key) for key in ('to_rgb', 'bgr_to_rgb'))
     # Image files are read as BGR; data sets of arrays, such as CIFAR, are RGB.
     wanted = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD, rgb=_reads_files(cfg))

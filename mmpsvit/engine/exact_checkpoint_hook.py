@@ -104,7 +104,7 @@ class ExactCheckpointHook(CheckpointHook):
         names = f'*{self.filename_tmpl.format("*")}'
         self.file_backend = _LateRemoval(self.file_backend, self.out_dir, names)
         if is_main_process():
-            remove_leftovers(self.out_dir, '*.pth')
+            remove_leftovers(self.out_dir, names)
             remove_leftovers(runner.work_dir, 'last_checkpoint')
         if isinstance(loop, IterBasedTrainLoop) and BatchStream.supports(loop):
             self._batches = BatchStream(loop)
@@ -223,7 +223,7 @@ def adopt_seed(cfg: Config, checkpoint: str) -> None:
     Raises:
         CheckpointError: If the file is damaged or refused.
     """
-    if cfg.get('randomness', {}).get('seed') is None:
+    if (cfg.get('randomness') or {}).get('seed') is None:
         seed = load_checkpoint(checkpoint, 'cpu').get('meta', {}).get('seed')
         cfg.merge_from_dict({'randomness.seed': seed})
 
@@ -315,7 +315,7 @@ def _check_end_of_epoch(runner: Runner, by_epoch: bool | None) -> None:
     if not isinstance(loop, EpochBasedTrainLoop):
         return
     if by_epoch is None:
-        by_epoch = loop.iter == 0 or (loop.epoch > 0 and loop.iter % loop.epoch == 0)
+        by_epoch = loop.iter == loop.epoch * len(loop.dataloader)
     if not by_epoch:
         raise CheckpointError(
             f'checkpoint {_name(runner)} was saved in the middle of an epoch, at '

@@ -1,7 +1,6 @@
 # Copyright (c) mmpsvit contributors.
 """Holds what a checkpoint loads against the model, which MMEngine only logs."""
 
-import re
 from collections.abc import Sequence
 
 from mmengine.hooks import Hook
@@ -13,6 +12,7 @@ from mmpsvit.models.pretrained import (
     CheckpointMisfitError,
     find_misfits,
     raise_misfits,
+    without_wrapper,
 )
 from mmpsvit.registry import HOOKS
 
@@ -50,8 +50,9 @@ class CheckpointFitHook(Hook):
                 f'checkpoint {name} holds no weights of a model'
             )
         # As MMEngine does: checkpoints of wrapped models have a prefix.
-        for key in list(state):
-            state[re.sub(r'^module\.', '', key)] = state.pop(key)
+        unwrapped = without_wrapper(state)
+        state.clear()
+        state.update(unwrapped)
 
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):

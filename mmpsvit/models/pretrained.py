@@ -46,6 +46,11 @@ def find_misfits(model: nn.Module, state: dict[str, Tensor]) -> dict[str, str]:
     return misfits
 
 
+def without_wrapper(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the prefix of wrapped models off the keys, as MMEngine does."""
+    return {re.sub(r'^module\.', '', key): value for key, value in state.items()}
+
+
 def raise_misfits(name: str, misfits: list[str]) -> None:
     """Raise a CheckpointMisfitError that shows the first of the misfits, if any.
 
@@ -77,12 +82,12 @@ def check_pretrained(
         CheckpointMisfitError: If weights are missing, unknown or of another shape.
     """
     for cfg in [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []:
-        if cfg['type'] != 'Pretrained':
+        if str(cfg['type']).split('.')[-1] != 'Pretrained':
             continue
         name, prefix = cfg['checkpoint'], cfg.get('prefix')
         if prefix is None:
             state = CheckpointLoader.load_checkpoint(name, 'cpu')
-            state = state.get('state_dict', state)
+            state = without_wrapper(state.get('state_dict', state))
         else:
             try:
                 state = _load_checkpoint_with_prefix(prefix, name, 'cpu')

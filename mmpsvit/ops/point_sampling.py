@@ -45,8 +45,9 @@ def sample_points(feat: Tensor, points: Tensor) -> Tensor:
     """Sample a feature map bilinearly at points, with zeros outside the map.
 
     Value and gradients (to ``feat`` and to ``points``) are exact everywhere,
-    the border strip included. On CUDA this runs mmcv's kernel, elsewhere, or where
-    mmcv has no compiled CUDA ops, PyTorch's own operators.
+    the border strip included. On CUDA, in float32 and unless PyTorch is in
+    deterministic mode, this runs mmcv's kernel; otherwise, or where mmcv has no
+    compiled CUDA ops, PyTorch's own operators.
 
     Args:
         feat (Tensor): Feature map of shape (B, C, H, W).

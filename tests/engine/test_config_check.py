@@ -56,6 +56,11 @@ def test_fits(model, backbone):
         ),
         (dict(neck=FPN), dict(out_type='featmap', arch='tiny'), r'be \[192\] \* 4'),
         (
+            dict(neck=FPN),
+            dict(out_type='featmap', arch='huge'),
+            r"model.backbone: arch must be one of .* got 'huge'",
+        ),
+        (
             dict(head=HEAD, neck=dict(type='mmpretrain.GlobalAveragePooling')),
             {},
             "must be 'featmap' for model.neck mmpretrain.GlobalAveragePooling",
@@ -115,6 +120,17 @@ def test_remark_on_the_images(changes, message):
     cfg.data_preprocessor = dict(PREPROCESSOR, **changes)
     (remark,) = training_remarks(cfg)
     assert re.search(message, remark)
+
+
+def test_images_of_the_models_own_preprocessor():
+    """It goes before the config's, as in MMEngine's runner."""
+    loading = dict(type='LoadImageFromFile')
+    cfg = config(dict(head=HEAD, data_preprocessor=PREPROCESSOR))
+    cfg.train_dataloader = dict(dataset=dict(pipeline=[loading]))
+    cfg.data_preprocessor = dict(PREPROCESSOR, mean=None)
+    assert not list(training_remarks(cfg))
+    cfg.model.data_preprocessor.mean = None
+    assert 'mean is None' in next(training_remarks(cfg))
 
 
 def test_arrays_are_rgb_already(root):

@@ -214,7 +214,20 @@ def test_middle_of_an_epoch_is_refused(tmp_path):
                 tmp_path / f'again_{name}', resume=True, load_from=str(file)
             ).train()
 
-    # MMEngine's checkpoints of whole epochs do.
+    # MMEngine's, from the first iteration of the second epoch.
+    options = {
+        'default_hooks.checkpoint.type': 'CheckpointHook',
+        'default_hooks.checkpoint.by_epoch': False,
+        'default_hooks.checkpoint.max_keep_ckpts': -1,
+        'train_cfg.max_epochs': 2,
+    }
+    runner = make_runner(tmp_path / 'each', **options)
+    runner.train()
+    file = tmp_path / 'each' / f'iter_{runner.iter // 2 + 1}.pth'
+    with pytest.raises(CheckpointError, match='was saved in the middle of an epoch'):
+        make_runner(tmp_path / 'later', resume=True, load_from=str(file)).train()
+
+    # MMEngine's checkpoints of whole epochs can be resumed.
     options = {'default_hooks.checkpoint.type': 'CheckpointHook'}
     make_runner(tmp_path / 'whole', **options, **{'train_cfg.max_epochs': 2}).train()
     runner = make_runner(tmp_path / 'whole', resume=True)

@@ -230,6 +230,8 @@ def test_pretrained_weights_that_do_not_fit(tmp_path):
 
     init({})
     init({}, out_type='raw', with_cls_token=False)  # leaves the class token out
+    wrapped = {f'module.{key}'.replace('backbone.', ''): state[key] for key in state}
+    init({**dict.fromkeys(state), **wrapped}, prefix=None)
     one = torch.ones(1)
     for change, message in (
         ({'backbone.cls_token': None}, 'cls_token is missing'),
@@ -340,6 +342,7 @@ def test_switch_to_deploy(stem_channels):
         backbone.switch_to_deploy()
         assert not any(isinstance(m, _BatchNorm) for m in backbone.modules())
         torch.testing.assert_close(backbone(images)[0], expected, atol=1e-10, rtol=0)
+        backbone.switch_to_deploy()  # a second time does nothing
         feat = backbone.stem(backbone._prepare_images(images))
     assert feat.is_contiguous(memory_format=torch.channels_last)
 

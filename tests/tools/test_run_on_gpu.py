@@ -27,7 +27,7 @@ case $1 in *benchmark*) echo "table of $1" >"$last.md" ;; esac
 """
 PARTS = [
     'tests', 'sampling', 'sampling_share', 'inference', 'training', 'scaling',
-    'scaling_training', 'distributed', 'data_loading',
+    'scaling_training', 'distributed', 'checkpointing', 'data_loading',
 ]  # fmt: skip
 
 

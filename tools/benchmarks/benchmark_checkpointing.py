@@ -11,7 +11,6 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 # isort: on
 
 import argparse
-from collections.abc import Sequence
 
 import torch
 from _measuring import (
@@ -45,7 +44,7 @@ def backbone_step(backbone: PSViT, images: Tensor, amp: bool) -> Step:
     return train
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_args() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--arch', choices=list(PSViT.arch_zoo), default='base')
@@ -57,12 +56,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_device_argument(parser)
     add_amp_argument(parser)
     add_common_arguments(parser, '3')
-    return parser.parse_args(argv)
+    args = parser.parse_args()
+    args.runs = args.runs or 3
+    return args, parser
 
 
 def main() -> None:
     """Measure, print a table, and write what ``--out`` asks for."""
-    args = parse_args()
+    args, _ = parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -77,7 +78,7 @@ def main() -> None:
         )
         backbone.to(args.device).train()
         steps[with_cp] = backbone_step(backbone, images, args.amp)
-    figures = measure(steps, args.runs or 3, args.warmup, args.device, memory=steps)
+    figures = measure(steps, args.runs, args.warmup, args.device, memory=steps)
     peak, seconds = figures[False].peak_bytes, figures[False].median
     rows = [
         (
@@ -93,7 +94,9 @@ def main() -> None:
     height, width = args.shape
     title = (
         f'Training step of the {args.arch} backbone at {height} x {width}, batch '
-        f'{args.batch_size}, point_stride {args.point_stride}.'
+        f'{args.batch_size}, point_stride {args.point_stride}, '
+        f'{"autocast" if args.amp else "float32"}, medians of {args.runs} interleaved '
+        'rounds.'
     )
     header = ('', 'peak, MiB', 'ratio', 's', 'ratio')
     lines = [*heading(title, about), *markdown_table(header, rows)]

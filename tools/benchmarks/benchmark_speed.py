@@ -181,7 +181,7 @@ def fuse(candidate: Candidate) -> None:
 def turn_off_dropout(model: nn.Module) -> None:
     """Train without dropout and stochastic depth, of which each recipe has its own."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, (nn.Dropout, torchvision.ops.StochasticDepth)):
             module.p = 0.0
         elif hasattr(module, 'drop_prob'):
             module.drop_prob = 0.0

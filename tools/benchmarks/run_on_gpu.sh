@@ -35,6 +35,9 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "${out:=$root/work_dirs/gpu}"
 out=$(cd "$out" && pwd)
 python=${PYTHON:-python}
+case $python in
+*/*) python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") ;;
+esac
 cd "$root"
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONWARNINGS='ignore:Fail to import:UserWarning'
@@ -163,6 +166,7 @@ if [ -n "$small" ]; then
     bench scaling 50 scaling "${scaling[@]}"
     bench scaling_training 50 scaling "${scaling[@]}" --train
     bench distributed 50 distributed $ti14 --batch-size 2 --size 64 --runs 1 --threads 2
+    bench checkpointing 40 checkpointing --arch tiny --shape 160 224 --runs 1
     bench data_loading 50 data_loading --images 32 --batch-size 8 --workers 0 1 \
         --runs 1
 else
@@ -175,6 +179,7 @@ else
     bench scaling 60 scaling --amp --batch-size 16
     bench scaling_training 60 scaling --amp --batch-size 4 --train --quick
     bench distributed 40 distributed $ti14
+    bench checkpointing 30 checkpointing --amp --batch-size 2
     rate=$("$python" -c '
 import json, sys
 

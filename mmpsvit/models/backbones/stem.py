@@ -76,10 +76,12 @@ class Stem(BaseModule):
     def switch_to_deploy(self) -> None:
         """Fold the BatchNorms into the convolutions, for inference only.
 
-        The values are the same but for rounding. It cannot be undone, and the weights
-        get other names. In each bottleneck that projects its identity, the projection
-        becomes a part of the last convolution.
+        The values are the same but for rounding. It cannot be undone, a second call
+        does nothing, and the weights get other names. In each bottleneck that projects
+        its identity, the projection becomes a part of the last convolution.
         """
+        if isinstance(self.bn1, nn.Identity):
+            return
         self.conv1 = fuse_conv_bn_eval(self.conv1.eval(), self.bn1.eval())
         self.bn1 = nn.Identity()
         self.blocks = Sequential(*(_FoldedBottleneck(block) for block in self.blocks))
