@@ -71,7 +71,7 @@ def test_logits_of_the_papers_networks(name, networks, root):
         sum(p.numel() for p in network.parameters()) for network in (plain, ours)
     )
     assert count == expected_count
-    rates = [layer.drop_path_rate for layer in plain.sampling_layers + plain.layers]
+    rates = [layer.drop_prob for layer in plain.sampling_layers + plain.layers]
     steps = len(rates) - 1
     assert rates == pytest.approx([0.1 * i / steps for i in range(steps + 1)])
     dropouts = {m.p for m in ours.modules() if isinstance(m, nn.Dropout)}

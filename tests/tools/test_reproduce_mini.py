@@ -87,6 +87,8 @@ def interrupted(tool) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A test run in the background of a shell has it ignored, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (tool.work / 'psvit_seed0/last_checkpoint').exists():
         assert process.poll() is None, process.stdout.read()
