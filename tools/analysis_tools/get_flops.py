@@ -5,7 +5,8 @@
     python tools/analysis_tools/get_flops.py configs/psvit/b14.py --shape 256 192
 
 Counted are convolutions, linear layers, attention and the bilinear sampling; norms
-and activations are not, as in the literature.
+and activations are not, as in the literature. As there, all tokens of PS-ViT's last
+layer count, though it leaves out all but the class token.
 """
 
 # isort: off
@@ -22,6 +23,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 
+from mmpsvit import PSViT
 from mmpsvit.engine.cli import read_config
 
 
@@ -48,6 +50,9 @@ def analyse(cfg: Config, shape: tuple[int, int]) -> tuple[int, int]:
     if 'data_preprocessor' in cfg:
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
     model = MODELS.build(model_cfg).eval()
+    for module in model.modules():
+        if isinstance(module, PSViT):
+            module.cls_token_only = False
     analyzer = FlopAnalyzer(model, torch.zeros(1, 3, *shape))
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analyzer.set_op_handle(
