@@ -81,6 +81,6 @@ class EncoderLayer(TransformerEncoderLayer):
             value,
             dropout_p=attn.attn_drop if self.training else 0.0,
         )
-        out = attn.proj(out.transpose(1, 2).reshape(batch, count, -1))
+        out = attn.proj(out.transpose(1, 2).reshape(batch, count, attn.embed_dims))
         x = x[:, :count] + attn.out_drop(attn.gamma1(attn.proj_drop(out)))
         return self.ffn(self.ln2(x), identity=x)

@@ -10,29 +10,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import sample_reference
 from torch.autograd import gradcheck
 
 from mmpsvit.ops import deform_attn, point_sampling, prepare_map, sample_points
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=150)
-
-
-def reference(feat: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Corner by corner, in float64; not a finite point inside the strip: zero."""
-    batch, channels, height, width = feat.shape
-    out = np.zeros((batch, points.shape[1], channels))
-    for b in range(batch):
-        for n in range(points.shape[1]):
-            x, y = (float(value) for value in points[b, n])
-            if not (-1 < x < width and -1 < y < height):
-                continue
-            x0, y0 = math.floor(x), math.floor(y)
-            for corner_y in (y0, y0 + 1):
-                for corner_x in (x0, x0 + 1):
-                    if 0 <= corner_x < width and 0 <= corner_y < height:
-                        weight = (1 - abs(x - corner_x)) * (1 - abs(y - corner_y))
-                        out[b, n] += weight * feat[b, :, corner_y, corner_x]
-    return out
 
 
 def reference_gradient(feat, points, grad_out, step=1e-6):
@@ -42,7 +25,7 @@ def reference_gradient(feat, points, grad_out, step=1e-6):
         high, low = points.copy(), points.copy()
         high[index] += step
         low[index] -= step
-        change = reference(feat, high) - reference(feat, low)
+        change = sample_reference(feat, high) - sample_reference(feat, low)
         grad_points[index] = (change * grad_out).sum() / (2 * step)
     return grad_points
 
@@ -87,7 +70,9 @@ def test_values_and_gradients(device, kind, layout, size):
     xy = torch.stack((xy, xy), dim=-2)[..., 0, :].requires_grad_()
 
     out = sample_points(base, xy)
-    np.testing.assert_allclose(out.detach().cpu(), reference(feat, points), atol=1e-12)
+    np.testing.assert_allclose(
+        out.detach().cpu(), sample_reference(feat, points), atol=1e-12
+    )
     out.backward(torch.from_numpy(grad_out).to(device))
 
     np.testing.assert_allclose(
@@ -95,7 +80,7 @@ def test_values_and_gradients(device, kind, layout, size):
     )
     # The function is linear in feat: its gradient is the adjoint.
     probe = rng.standard_normal(feat.shape)
-    expected = (reference(probe, points) * grad_out).sum()
+    expected = (sample_reference(probe, points) * grad_out).sum()
     actual = (base.grad.cpu().numpy() * probe).sum()
     assert actual == pytest.approx(expected, abs=1e-10)
 
@@ -163,7 +148,7 @@ def test_any_shape_any_coordinate(data, batch, count, channels, height, width, d
 
     out = sample_points(feat, points)
     assert out.shape == (batch, count, channels)
-    expected = reference(feat.detach().numpy(), points.detach().numpy())
+    expected = sample_reference(feat.detach().numpy(), points.detach().numpy())
     np.testing.assert_allclose(out.detach(), expected, atol=1e-12 if double else 1e-5)
 
     out.sum().backward()

@@ -1,28 +1,16 @@
 # Copyright (c) mmpsvit contributors.
 """``splat_points`` is the adjoint of ``sample_points``, value and gradients."""
 
-import itertools
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import splat_reference
 from torch.autograd import gradcheck
 
 from mmpsvit.ops import sample_points, splat_points
-
-
-def reference(tokens, points, size):
-    """Pixel by pixel: every token times the hat function of its distance."""
-    height, width = size
-    out = torch.zeros(tokens.shape[0], tokens.shape[2], height, width).to(tokens)
-    for row, column in itertools.product(range(height), range(width)):
-        x, y = points.unbind(-1)
-        weight = (1 - (x - column).abs()).clamp(min=0)
-        weight = weight * (1 - (y - row).abs()).clamp(min=0)
-        out[:, :, row, column] = (tokens * weight[..., None]).sum(1)
-    return out
 
 
 def make(batch=2, count=9, channels=3, size=(4, 6), seed=0, device='cpu'):
@@ -44,7 +32,9 @@ def test_against_reference(device, size):
     out = splat_points(tokens, points, size)
     assert out.shape == (2, 3, *size)
     assert out.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(out, reference(tokens, points, size), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        out, splat_reference(tokens, points, size), atol=1e-12, rtol=0
+    )
     strided = tokens.mT.contiguous().mT
     assert torch.equal(splat_points(strided, points, size), out)
 
@@ -158,7 +148,7 @@ def test_dtypes(device, dtype):
     """The sum is made in float32 and rounded once, also under autocast."""
     tokens, points = make(device=device)
     tokens = tokens.to(dtype)
-    exact = reference(tokens.double(), points.float().double(), (4, 6))
+    exact = splat_reference(tokens.double(), points.float().double(), (4, 6))
     with torch.autocast(device, torch.bfloat16):
         out = splat_points(tokens, points.float(), (4, 6))
     assert out.dtype == dtype

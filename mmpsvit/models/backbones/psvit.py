@@ -140,6 +140,7 @@ class PSViT(BaseBackbone):
         if out_type == 'cls_token' and not with_cls_token:
             raise ValueError("out_type = 'cls_token' needs with_cls_token = True")
         self.arch = arch
+        self.in_channels = in_channels
         self.embed_dims = arch['embed_dims']
         self.num_layers = arch['num_layers']
         self.out_type = out_type
@@ -290,6 +291,10 @@ class PSViT(BaseBackbone):
         Returns:
             tuple[Tensor, ...]: For each of ``out_indices``, or of ``out_strides``, what
             ``out_type`` says.
+
+        Raises:
+            ValueError: If ``x`` has another shape, or no pixels.
+            TypeError: If ``x`` is not floating point.
         """
         images = self._prepare_images(x)
         feat = self.stem(images)
@@ -325,11 +330,18 @@ class PSViT(BaseBackbone):
         return outs
 
     def _prepare_images(self, x: Tensor) -> Tensor:
-        """Pad images to whole cells of the sampler's grid, and lay them out.
+        """Check images, pad them to whole cells of the sampler's grid, lay them out.
 
         channels_last images make the stem compute a channels_last map, from which
         points are sampled without another copy.
         """
+        if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
+            raise ValueError(
+                f'x must have shape (B, {self.in_channels}, H, W) with at least one '
+                f'pixel, got {tuple(x.shape)}'
+            )
+        if not x.is_floating_point():
+            raise TypeError(f'x must be floating point, got {x.dtype}')
         stride = self.sampler.point_stride
         if stride is not None:
             height, width = x.shape[-2:]

@@ -270,7 +270,9 @@ def _linear_in(layer: nn.Linear, x: Tensor) -> Tensor:
     Points are never rounded to half precision: at 56 pixels one fp16 step is 1/32
     of a pixel, one bf16 step a quarter.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    # The meta device has no autocast that could be switched off.
+    device = 'cpu' if x.is_meta else x.device.type
+    with torch.autocast(device, enabled=False):
         return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
 
 
