@@ -126,5 +126,6 @@ default_hooks = dict(
         by_epoch=False,
         max_keep_ckpts=2,
     ),
+    finite_loss=dict(type='mmpsvit.FiniteLossHook'),
 )
 log_processor = dict(by_epoch=False)

@@ -32,4 +32,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=0.1, norm_type=2),
 )
 
-default_hooks = dict(checkpoint=dict(type='mmpsvit.ExactCheckpointHook'))
+default_hooks = dict(
+    checkpoint=dict(type='mmpsvit.ExactCheckpointHook'),
+    finite_loss=dict(type='mmpsvit.FiniteLossHook'),
+)

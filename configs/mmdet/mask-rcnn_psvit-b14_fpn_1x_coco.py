@@ -30,4 +30,7 @@ optim_wrapper = dict(
     ),
 )
 
-default_hooks = dict(checkpoint=dict(type='mmpsvit.ExactCheckpointHook'))
+default_hooks = dict(
+    checkpoint=dict(type='mmpsvit.ExactCheckpointHook'),
+    finite_loss=dict(type='mmpsvit.FiniteLossHook'),
+)

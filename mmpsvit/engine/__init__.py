@@ -7,6 +7,7 @@ from .checkpoint import (
 )
 from .distributed import close_distributed, prepare_distributed
 from .exact_checkpoint_hook import ExactCheckpointHook, adopt_seed
+from .finite_loss_hook import FiniteLossHook, NonFiniteLossError
 from .fit_hook import CheckpointFitHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .sampling_hook import SamplingVisualizationHook
@@ -17,7 +18,9 @@ __all__ = [
     'CheckpointFitHook',
     'CosineFactorLR',
     'ExactCheckpointHook',
+    'FiniteLossHook',
     'LayerDecayOptimWrapperConstructor',
+    'NonFiniteLossError',
     'SamplingVisualizationHook',
     'UnsafeCheckpointError',
     'adopt_seed',

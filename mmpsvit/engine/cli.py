@@ -18,6 +18,16 @@ from .checkpoint import CheckpointError, use_safe_loading
 from .config_check import ConfigError, check_config
 from .data_check import DataError, check_data_of
 from .distributed import close_distributed, prepare_distributed
+from .finite_loss_hook import NonFiniteLossError
+
+# What a tool tells in one line. The rest is our mistake, and its traceback helps.
+_MISTAKES = (
+    CheckpointError,
+    CheckpointMisfitError,
+    ConfigError,
+    DataError,
+    NonFiniteLossError,
+)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +142,7 @@ def run_main(main: Callable[[], None]) -> None:
     use_safe_loading()
     try:
         main()
-    except (CheckpointError, CheckpointMisfitError, ConfigError, DataError) as error:
+    except _MISTAKES as error:
         sys.exit(f'{os.path.basename(sys.argv[0])}: error: {error}')
     # Not after an exception: it could wait for the other ranks and hide the message.
     close_distributed()

@@ -193,6 +193,15 @@ def test_two_processes_train_as_one(small, run_tool, tmp_path, free_port):
     assert (middle[key] - one[key]).abs().max() > 1e-3
 
 
+def test_loss_that_is_no_number(small, run_tool, tmp_path):
+    config, options, _ = small
+    options = [*options, 'optim_wrapper.optimizer.lr=1e30']
+    output = run_tool('tools/train.py', config, '--work-dir', 'work', *options, code=1)
+    assert 'train.py: error: the loss of iteration 2 is not finite; there is' in output
+    assert 'Traceback' not in output
+    assert not list((tmp_path / 'work').glob('*.pth'))
+
+
 def test_resume_keeps_load_from_until_there_is_something(small, run_tool, tmp_path):
     config, options, _ = small
     run_tool('tools/train.py', config, '--work-dir', 'first', *options)

@@ -1,0 +1,111 @@
+# Copyright (c) mmpsvit contributors.
+"""Stops a training whose loss is no longer a number."""
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner, find_latest_checkpoint
+from torch import Tensor
+
+from mmpsvit.registry import HOOKS
+
+# Later than any iteration.
+_NEVER = 2**62
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss or a weight of a training is infinite or not a number."""
+
+
+@HOOKS.register_module()
+class FiniteLossHook(Hook):
+    """Stops the training at an infinite loss or one that is not a number.
+
+    Losses are watched on their device, which never waits for it in between: what
+    they were is read every ``interval`` iterations, before a validation, before a
+    checkpoint is written and at the end. A checkpoint is never written after such a
+    loss, nor with such a weight, so the last one that there is can be used.
+
+    Args:
+        interval (int): Iterations between two readings. Defaults to 50.
+
+    Raises:
+        NonFiniteLossError: In all processes alike. It names the first iteration whose
+            loss is not finite, and the last checkpoint.
+    """
+
+    def __init__(self, interval: int = 50) -> None:
+        if interval < 1:
+            raise ValueError(f'interval must be at least 1, got {interval}')
+        self.interval = interval
+        self._first: Tensor | None = None
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Watch the losses of an iteration."""
+        losses = [
+            value.detach().isfinite().all()
+            for name, value in (outputs or {}).items()
+            if 'loss' in name and isinstance(value, Tensor)
+        ]
+        if losses:
+            finite = torch.stack(losses).all()
+            if self._first is None:
+                self._first = torch.full((), _NEVER, device=finite.device)
+            # Iterations are counted from 1, as in the log.
+            now = torch.where(finite, _NEVER, runner.iter + 1)
+            self._first = torch.minimum(self._first, now)
+        if self.every_n_train_iters(runner, self.interval):
+            self._check(runner)
+
+    def before_val(self, runner: Runner) -> None:
+        """Do not validate what is lost."""
+        self._check(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        """Read the last losses."""
+        self._check(runner)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Refuse to write a checkpoint that nothing could go on from."""
+        self._check(runner)
+        model = runner.model
+        if is_model_wrapper(model):
+            model = model.module
+        weights = checkpoint['state_dict']
+        # No buffers: some hold infinity on purpose.
+        lost = [
+            name
+            for name, _ in model.named_parameters()
+            if name in weights and not weights[name].isfinite().all()
+        ]
+        if lost:
+            raise NonFiniteLossError(
+                f'after iteration {checkpoint["meta"]["iter"]} weights are not finite '
+                f'({len(lost)}, the first is {lost[0]}); {self._last(runner)}'
+            )
+
+    def _check(self, runner: Runner) -> None:
+        """Read what was seen since the last time, in all processes together."""
+        if self._first is None:
+            return
+        # Another process may have seen it, and this one would wait for it for ever.
+        all_reduce(self._first, 'min')
+        first = int(self._first)
+        self._first = None
+        if first < _NEVER:
+            raise NonFiniteLossError(
+                f'the loss of iteration {first} is not finite; {self._last(runner)}'
+            )
+
+    def _last(self, runner: Runner) -> str:
+        checkpoint = find_latest_checkpoint(runner.work_dir)
+        if checkpoint is None:
+            return f'there is no checkpoint yet in {runner.work_dir}'
+        return f'the last checkpoint, from before it, is {checkpoint}'

@@ -1,0 +1,108 @@
+# Copyright (c) mmpsvit contributors.
+"""Trainings whose loss or weights stop being numbers."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from small_training import Recorder, make_runner, read
+
+from mmpsvit.engine import FiniteLossHook, NonFiniteLossError
+
+
+class Spoil(Recorder):
+    """Writes a value over a weight, before or after an iteration (from 0)."""
+
+    # After the optimizer's step, before checkpoints are written.
+    priority = 'NORMAL'
+
+    def __init__(self, iteration: int, value: float, after: bool = False) -> None:
+        super().__init__()
+        self.iteration, self.value, self.after = iteration, value, after
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.spoil(runner, not self.after)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.spoil(runner, self.after)
+
+    def spoil(self, runner, is_time: bool) -> None:
+        if is_time and runner.iter == self.iteration:
+            with torch.no_grad():
+                runner.model.layers[-1].bias.fill_(self.value)
+
+
+def train(work_dir, spoil: Spoil, by_epoch: bool = False, **changes) -> None:
+    changes.setdefault('default_hooks.finite_loss.type', 'mmpsvit.FiniteLossHook')
+    make_runner(work_dir, by_epoch, recorder=spoil, **changes).train()
+
+
+@pytest.mark.parametrize('interval', [1, 3, 50])
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+def test_names_the_first_iteration_and_the_last_checkpoint(interval, value, tmp_path):
+    spoil = Spoil(4, value)  # checkpoints are due after iterations 2, 4, 6 of 12
+    with pytest.raises(NonFiniteLossError, match='the loss of iteration 5 is') as error:
+        train(tmp_path, spoil, **{'default_hooks.finite_loss.interval': interval})
+    assert str(error.value).endswith(str(tmp_path / 'iter_4.pth'))
+    assert not (tmp_path / 'iter_6.pth').exists()
+    # Everything that is left can be used, the best checkpoint included.
+    for (_, key), value in read(tmp_path).items():
+        if key == 'state_dict':
+            assert all(tensor.isfinite().all() for tensor in value.values())
+
+
+def test_by_epochs_before_any_checkpoint(tmp_path):
+    with pytest.raises(NonFiniteLossError, match='iteration 1 is not finite; there is'):
+        train(tmp_path, Spoil(0, math.nan), by_epoch=True)
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_weights_that_no_loss_has_shown_yet(tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r'iteration 6 .*layers\.3\.bias.*_4'):
+        train(tmp_path, Spoil(5, math.inf, after=True))
+    assert not (tmp_path / 'iter_6.pth').exists()
+
+
+def test_last_iteration_without_checkpoints(tmp_path):
+    with pytest.raises(NonFiniteLossError, match='the loss of iteration 12'):
+        train(
+            tmp_path, Spoil(11, math.nan), **{'default_hooks.checkpoint.interval': -1}
+        )
+
+
+def test_good_trainings_and_other_figures_pass(tmp_path):
+    train(tmp_path / 'good', Spoil(-1, 0))
+    runner = SimpleNamespace(iter=0, work_dir=str(tmp_path))
+    hook = FiniteLossHook(1)
+    nan = torch.tensor(math.nan)
+    # A figure that is no loss, such as the accuracy of no boxes.
+    hook.after_train_iter(runner, 0, outputs=dict(loss=torch.ones(()), acc=nan))
+    with pytest.raises(NonFiniteLossError):
+        hook.after_train_iter(runner, 0, outputs=dict(loss_cls=nan))
+    with pytest.raises(ValueError, match='interval must be at least 1, got 0'):
+        FiniteLossHook(0)
+
+
+def _see_loss(rank: int, port: str, folder: str) -> None:
+    address = f'tcp://127.0.0.1:{port}'
+    dist.init_process_group('gloo', init_method=address, rank=rank, world_size=2)
+    hook = FiniteLossHook(4)
+    try:
+        for iteration in range(4):
+            loss = math.nan if rank == 1 and iteration == 2 else 1.0
+            runner = SimpleNamespace(iter=iteration, work_dir=folder)
+            hook.after_train_iter(runner, 0, outputs=dict(loss=torch.tensor(loss)))
+    except NonFiniteLossError as error:
+        with open(f'{folder}/{rank}.txt', 'w', encoding='utf-8') as file:
+            file.write(str(error))
+
+
+def test_all_processes_stop_together(tmp_path, free_port):
+    mp.spawn(_see_loss, (free_port, str(tmp_path)), nprocs=2)
+    messages = [path.read_text() for path in tmp_path.glob('*.txt')]
+    assert [message.split(';')[0] for message in messages] == [
+        'the loss of iteration 3 is not finite'
+    ] * 2
