@@ -1,8 +1,6 @@
 # Copyright (c) mmpsvit contributors.
 """The transformer layer that sampling iterations and encoder share."""
 
-from functools import partial
-
 import torch.utils.checkpoint as cp
 from mmengine.model import BaseModule
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
@@ -59,28 +57,28 @@ class EncoderLayer(TransformerEncoderLayer):
         Returns:
             Tensor: Tokens (B, L, C), or (B, num_outputs, C).
         """
-        encode = super().forward
-        if num_outputs is not None:
-            encode = partial(self._encode_first, num_outputs)
         if self.with_cp and self.training and x.requires_grad:
-            return cp.checkpoint(encode, x, use_reentrant=False)
-        return encode(x)
+            return cp.checkpoint(self._encode, x, num_outputs, use_reentrant=False)
+        return self._encode(x, num_outputs)
 
-    def _encode_first(self, count: int, x: Tensor) -> Tensor:
-        """The first tokens of what MMPretrain's layer returns, and nothing else."""
+    def _encode(self, x: Tensor, num_outputs: int | None) -> Tensor:
+        """What MMPretrain's layer computes, restated for the first tokens alone."""
         attn = self.attn
-        batch, length, _ = x.shape
-        # One call for all of q, k and v, so that a wrapped layer (LoRA) works as well.
+        batch, length, channels = x.shape
+        count = length if num_outputs is None else num_outputs
+        # One call for q, k and v, so that a wrapped projection (LoRA) works as well.
         qkv = attn.qkv(self.ln1(x)).reshape(
             batch, length, 3, attn.num_heads, attn.head_dims
         )
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        # Unbound, their gradients are stacked once. (MMPretrain indexes them: three
+        # gradients of the size of all, filled with zeros and added up.)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()
         out = attn.scaled_dot_product_attention(
             query[:, :, :count],
             key,
             value,
             dropout_p=attn.attn_drop if self.training else 0.0,
         )
-        out = attn.proj(out.transpose(1, 2).reshape(batch, count, attn.embed_dims))
+        out = attn.proj(out.transpose(1, 2).reshape(batch, count, channels))
         x = x[:, :count] + attn.out_drop(attn.gamma1(attn.proj_drop(out)))
         return self.ffn(self.ln2(x), identity=x)
