@@ -9,7 +9,7 @@ WHEEL_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mmpsvit/wheels
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup setup-test demo test soak reproduce-mini lint clean
+.PHONY: help setup setup-test demo test soak reproduce-mini docs-check lint clean
 
 help:
 	@echo 'make demo    train, test and picture a small PS-ViT on the CPU'
@@ -17,6 +17,7 @@ help:
 	@echo 'make lint    check style'
 	@echo 'make soak    kill trainings 20 times, and compare what comes out'
 	@echo "make reproduce-mini   the paper's experiments on generated data"
+	@echo 'make docs-check   run the examples of the docs, and check their commands'
 	@echo 'make clean   remove the environment, the data and the results of the demo'
 
 setup: $(VENV)/.ready
@@ -54,6 +55,9 @@ soak: setup-test
 
 reproduce-mini: setup
 	@$(PY) tools/reproduce_mini.py
+
+docs-check: setup-test
+	@$(PY) tools/docs_check.py --run
 
 lint: setup-test
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
