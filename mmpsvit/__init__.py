@@ -10,7 +10,7 @@ from .version import __version__
 # Either family of distributions provides the last three: the maintained onedl-* ones,
 # or the original ones of OpenMMLab.
 _REQUIRED = {
-    'torch': '2.6.0',
+    'torch': '2.1.0',
     'mmengine': '0.10.0',
     'mmcv': '2.1.0',
     'mmpretrain': '1.2.0',

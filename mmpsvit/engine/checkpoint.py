@@ -7,10 +7,13 @@ whenever a checkpoint holds more than it expects. Here such a file is refused.
 
 import _codecs
 import contextlib
+import functools
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from unittest.mock import patch
+from urllib.parse import urlparse
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
@@ -18,7 +21,8 @@ import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
-from mmengine.utils.dl_utils import load_url
+
+from mmpsvit.compat import Allowed, load_weights
 
 
 class CheckpointError(RuntimeError):
@@ -29,32 +33,39 @@ class UnsafeCheckpointError(CheckpointError):
     """A checkpoint holds objects other than weights and MMEngine's training state."""
 
 
-def _allowed_globals() -> list[Callable | tuple[Callable, str]]:
+def _history_method(owner: type, name: str) -> Callable:
+    """What HistoryBuffer names its own methods with: ``getattr``, for these only."""
+    if owner is not HistoryBuffer or name.startswith('_'):
+        raise pickle.UnpicklingError(f'an attribute {name} is not allowed')
+    return getattr(owner, name)
+
+
+def _allowed_globals() -> list[Allowed]:
     """What training checkpoints of MMEngine hold besides tensors."""
     multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
     scalars = {type(np.dtype(code)) for code in '?bBhHiIlLqQefdUS'}
     return [
         HistoryBuffer,
-        getattr,  # with it, HistoryBuffer names its own methods
+        (_history_method, 'builtins.getattr'),
         slice,
         _codecs.encode,
         np.ndarray,
         np.dtype,
         *scalars,
-        multiarray._reconstruct,
-        multiarray.scalar,
-        # under the names that numpy 1 wrote into its files
-        (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
-        (multiarray.scalar, 'numpy.core.multiarray.scalar'),
+        # under the names that numpy 1 and numpy 2 write into their files
+        *(
+            (getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
+            for core in ('core', '_core')
+            for name in ('_reconstruct', 'scalar')
+        ),
     ]
 
 
 @contextlib.contextmanager
-def _refusing(filename: str, allowed: Sequence[type] = ()) -> Iterator[None]:
-    """Allow MMEngine's training state, and name the file in every refusal."""
+def _refusing(filename: str) -> Iterator[None]:
+    """Name the file in every refusal."""
     try:
-        with torch.serialization.safe_globals([*_allowed_globals(), *allowed]):
-            yield
+        yield
     except pickle.UnpicklingError as error:
         reason = str(error).split('\n')[0]
         raise UnsafeCheckpointError(
@@ -94,8 +105,8 @@ def load_checkpoint(
     path = Path(filename).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint {filename} does not exist')
-    with _refusing(str(filename), allowed):
-        return torch.load(path, map_location=map_location, weights_only=True)
+    with _refusing(str(filename)):
+        return load_weights(path, map_location, [*_allowed_globals(), *allowed])
 
 
 def load_from_local(filename: str, map_location: str | None = None) -> dict:
@@ -105,15 +116,15 @@ def load_from_local(filename: str, map_location: str | None = None) -> dict:
 
 def load_from_http(filename: str, map_location: str | None = None) -> dict:
     """MMEngine's loader of URLs: rank 0 downloads, then every rank loads."""
-    checkpoint = None
-    for is_my_turn in (get_rank() == 0, get_rank() != 0):
-        if is_my_turn:
-            with _refusing(filename):
-                checkpoint = load_url(
-                    filename, map_location=map_location, weights_only=True
-                )
-        barrier()
-    return checkpoint
+    folder = Path(torch.hub.get_dir()) / 'checkpoints'
+    path = folder / os.path.basename(urlparse(filename).path)
+    if get_rank() == 0 and not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        # Under another name until it is complete.
+        torch.hub.download_url_to_file(filename, str(path))
+    barrier()
+    with _refusing(filename):
+        return load_weights(path, map_location, _allowed_globals())
 
 
 def use_safe_loading() -> None:
@@ -121,13 +132,31 @@ def use_safe_loading() -> None:
 
     This covers ``load_from``, ``resume`` and ``init_cfg`` alike, local files and URLs.
     """
-    CheckpointLoader.register_scheme('', load_from_local, force=True)
-    CheckpointLoader.register_scheme(
-        ('http://', 'https://'), load_from_http, force=True
-    )
+    ours = {'': load_from_local, 'http://': load_from_http, 'https://': load_from_http}
+    for prefix, loader in ours.items():
+        CheckpointLoader.register_scheme(prefix, loader, force=True)
     # The loaders of the other schemes (torchvision, open-mmlab, s3, ...) call these.
     mmengine_checkpoint.load_from_http = load_from_http
-    mmengine_checkpoint._safe_torch_load = _load_file
+    if hasattr(mmengine_checkpoint, '_safe_torch_load'):
+        mmengine_checkpoint._safe_torch_load = _load_file
+        return
+    # Those of the original MMEngine call torch.load.
+    for prefix, loader in list(CheckpointLoader._schemes.items()):
+        if prefix not in ours and not hasattr(loader, 'is_safe'):
+            safe = _replace_torch_load(loader)
+            CheckpointLoader.register_scheme(prefix, safe, force=True)
+
+
+def _replace_torch_load(loader: Callable) -> Callable:
+    """A loader of MMEngine that finds :func:`_load_file` where it calls torch.load."""
+
+    @functools.wraps(loader)
+    def load(*args, **kwargs) -> dict:
+        with patch('torch.load', _load_file):
+            return loader(*args, **kwargs)
+
+    load.is_safe = True
+    return load
 
 
 def _load_file(
@@ -135,4 +164,4 @@ def _load_file(
 ) -> dict:
     """Load a path or an open file; never in full, whatever ``weights_only`` says."""
     with _refusing(str(file)):
-        return torch.load(file, map_location=map_location, weights_only=True)
+        return load_weights(file, map_location, _allowed_globals())

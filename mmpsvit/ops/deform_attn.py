@@ -11,6 +11,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from mmpsvit.compat import custom_op
+
 
 @torch.compiler.assume_constant_result
 def has_kernel() -> bool:
@@ -43,7 +45,7 @@ def _mmcv():
     return ext_module
 
 
-@torch.library.custom_op('mmpsvit::deform_attn', mutates_args=(), device_types='cuda')
+@custom_op('mmpsvit::deform_attn', mutates_args=(), device_types='cuda')
 def deform_attn(
     value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
 ) -> Tensor:
@@ -71,9 +73,7 @@ def _(value, shapes, starts, locations, weights):
     return value.new_empty(batch, locations.shape[1], heads * channels)
 
 
-@torch.library.custom_op(
-    'mmpsvit::deform_attn_backward', mutates_args=(), device_types='cuda'
-)
+@custom_op('mmpsvit::deform_attn_backward', mutates_args=(), device_types='cuda')
 def deform_attn_backward(
     grad: Tensor,
     value: Tensor,

@@ -34,6 +34,7 @@ def restore_loaders():
     functions = {
         name: getattr(mmengine_checkpoint, name)
         for name in ('load_from_http', '_safe_torch_load')
+        if hasattr(mmengine_checkpoint, name)
     }
     yield
     CheckpointLoader._schemes = schemes
@@ -94,6 +95,34 @@ def test_malicious_checkpoint_is_refused(tmp_path, restore_loaders, through_mmen
     with pytest.raises(UnsafeCheckpointError, match=r'weights\.pth is refused'):
         load(str(file))
     assert not trap.exists()
+
+
+class Attribute:
+    """Reaches for an attribute of something allowed when it is unpickled."""
+
+    def __init__(self, owner: object, name: str) -> None:
+        self.arguments = owner, name
+
+    def __reduce__(self):
+        return getattr, self.arguments
+
+
+@pytest.mark.parametrize(
+    ('owner', 'name'), [(HistoryBuffer, '__init__'), (torch.Tensor, 'tolist')]
+)
+def test_no_other_attributes(owner, name, tmp_path):
+    """``getattr`` is allowed for what HistoryBuffer saves of itself, and no further."""
+    torch.save(dict(extra=Attribute(HistoryBuffer, 'mean')), tmp_path / 'good.pth')
+    assert load_checkpoint(tmp_path / 'good.pth')['extra'] is HistoryBuffer.mean
+    torch.save(dict(extra=Attribute(owner, name)), tmp_path / 'bad.pth')
+    with pytest.raises(UnsafeCheckpointError, match=r'bad\.pth is refused'):
+        load_checkpoint(tmp_path / 'bad.pth')
+
+
+def test_program_is_refused(tmp_path):
+    torch.jit.script(torch.nn.Linear(1, 1)).save(str(tmp_path / 'program.pth'))
+    with pytest.raises(CheckpointError, match=r'program\.pth'):
+        load_checkpoint(tmp_path / 'program.pth')
 
 
 def test_damaged_and_missing_files(tmp_path):

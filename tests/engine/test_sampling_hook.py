@@ -131,6 +131,7 @@ def test_example_of_the_docs(root, run_tool, image_folder, tmp_path):
         encoded.write_bytes(image.encoded_image_string)
         assert (np.asarray(Image.open(encoded).convert('RGB')) == picture).all()
     assert [image.step for image in events.Images('sampling')] == [2, 4]
+    assert {'loss', 'lr', 'accuracy/top1'} <= set(events.Tags()['scalars'])
 
     assert [line['step'] for line in lines] == [2, 4]
     for iteration in (2, 3, 4):

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from mmpsvit.compat import is_compiling
+
 
 class Stem(BaseModule):
     """Convolution 7x7/2, max pooling 3x3/2 and ResNet bottlenecks (section 3.2).
@@ -88,7 +90,7 @@ class Stem(BaseModule):
 
     def _recomputes(self) -> bool:
         # torch.compile does not take the context that the recomputation needs.
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return False
         return self.with_cp and self.training and torch.is_grad_enabled()
 

@@ -1,0 +1,125 @@
+# Copyright (c) mmpsvit contributors.
+"""What PyTorch 2.1 to 2.5 lack of later releases, all in one place."""
+
+import _compat_pickle
+import io
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import BinaryIO
+
+import torch
+from packaging.version import Version
+
+# Bound once: MMEngine may be given another one, see `use_safe_loading`.
+_torch_load = torch.load
+_IS_NEW = Version(torch.__version__) >= Version('2.6')
+# A class or function, under its own name or under another one.
+Allowed = Callable | tuple[Callable, str]
+
+
+def is_compiling() -> bool:
+    """Whether torch.compile or torch.export traces this code."""
+    if hasattr(torch.compiler, 'is_compiling'):
+        return torch.compiler.is_compiling()
+    return torch._dynamo.external_utils.is_compiling()
+
+
+def load_weights(
+    file: str | os.PathLike | BinaryIO,
+    map_location: str | None,
+    allowed: Sequence[Allowed],
+) -> dict:
+    """``torch.load`` of tensors, plain values and what is allowed besides.
+
+    Args:
+        file (str | os.PathLike | BinaryIO): A path or an open file.
+        map_location (str, optional): As in ``torch.load``.
+        allowed (Sequence[Allowed]): Other classes and functions that the file may name.
+
+    Raises:
+        pickle.UnpicklingError: If the file names anything else.
+    """
+    if _IS_NEW:
+        with torch.serialization.safe_globals(list(allowed)):
+            return _torch_load(file, map_location=map_location, weights_only=True)
+    _refuse_torchscript(file)
+    # Here, `weights_only` cannot be told what else is allowed.
+    restricted = _restricted_pickle(allowed)
+    return _torch_load(file, map_location=map_location, pickle_module=restricted)
+
+
+def _restricted_pickle(allowed: Sequence[Allowed]) -> SimpleNamespace:
+    """As much of the module ``pickle`` as torch.load takes, for allowed names only."""
+    known = dict(torch._weights_only_unpickler._get_allowed_globals())
+    known.update({str(dtype): dtype for dtype in (torch.bfloat16, torch.bool)})
+    known['torch.uint8'] = torch.uint8
+    for entry in allowed:
+        if isinstance(entry, tuple):
+            known[entry[1]] = entry[0]
+        else:
+            known[f'{entry.__module__}.{entry.__qualname__}'] = entry
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str):
+            # Names of Python 2, which torch.save still writes.
+            module, name = _compat_pickle.NAME_MAPPING.get(
+                (module, name), (module, name)
+            )
+            module = _compat_pickle.IMPORT_MAPPING.get(module, module)
+            try:
+                return known[f'{module}.{name}']
+            except KeyError:
+                raise pickle.UnpicklingError(
+                    f'{module}.{name} is not allowed'
+                ) from None
+
+    def load(file: BinaryIO, **kwargs):
+        return Unpickler(file, **kwargs).load()
+
+    return SimpleNamespace(__name__='pickle', Unpickler=Unpickler, load=load)
+
+
+def _refuse_torchscript(file: str | os.PathLike | BinaryIO) -> None:
+    """Refuse a program, which torch.load would hand on to another loader."""
+    if not isinstance(file, (str, os.PathLike, io.IOBase)):
+        return
+    start = file.tell() if isinstance(file, io.IOBase) else None
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(name.endswith('/constants.pkl') for name in archive.namelist()):
+                raise pickle.UnpicklingError('it is a TorchScript program')
+    if start is not None:
+        file.seek(start)
+
+
+class _EagerOperator:
+    """A function with a gradient, called as an operator of ``torch.library`` is."""
+
+    def __init__(self, function: Callable) -> None:
+        self._function = self._call = function
+
+    def register_fake(self, function: Callable) -> Callable:
+        """Nothing here traces shapes."""
+        return function
+
+    def register_autograd(self, backward: Callable, *, setup_context: Callable) -> None:
+        """Set the gradient."""
+        methods = dict(
+            forward=staticmethod(self._function),
+            setup_context=staticmethod(setup_context),
+            backward=staticmethod(backward),
+        )
+        self._call = type('Function', (torch.autograd.Function,), methods).apply
+
+    def __call__(self, *args):
+        return self._call(*args)
+
+
+def custom_op(name: str, **kwargs) -> Callable:
+    """``torch.library.custom_op``; before PyTorch 2.4, no graph sees the operator."""
+    if hasattr(torch.library, 'custom_op'):
+        return torch.library.custom_op(name, **kwargs)
+    return _EagerOperator
