@@ -16,6 +16,8 @@ from packaging.version import Version
 # Bound once: MMEngine may be given another one, see `use_safe_loading`.
 _torch_load = torch.load
 _IS_NEW = Version(torch.__version__) >= Version('2.6')
+# Before, F.embedding_bag fails if its weights have a gradient and its table has none.
+BAG_NEEDS_GRADIENT_OF_TABLE = not _IS_NEW
 # A class or function, under its own name or under another one.
 Allowed = Callable | tuple[Callable, str]
 

@@ -21,6 +21,7 @@ import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
+from packaging.version import Version
 
 from mmpsvit.compat import Allowed, load_weights
 
@@ -42,7 +43,8 @@ def _history_method(owner: type, name: str) -> Callable:
 
 def _allowed_globals() -> list[Allowed]:
     """What training checkpoints of MMEngine hold besides tensors."""
-    multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
+    is_numpy_2 = Version(np.__version__) >= Version('2')
+    multiarray = (np._core if is_numpy_2 else np.core).multiarray
     scalars = {type(np.dtype(code)) for code in '?bBhHiIlLqQefdUS'}
     return [
         HistoryBuffer,

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmpsvit.compat import BAG_NEEDS_GRADIENT_OF_TABLE
+
 from .deform_attn import deform_attn, has_kernel
 
 # mmcv's CUDA kernel addresses the elements of one call with 32-bit integers.
@@ -47,7 +49,8 @@ def sample_points(feat: Tensor, points: Tensor) -> Tensor:
     Value and gradients (to ``feat`` and to ``points``) are exact everywhere,
     the border strip included. On CUDA, in float32 and unless PyTorch is in
     deterministic mode, this runs mmcv's kernel; otherwise, or where mmcv has no
-    compiled CUDA ops, PyTorch's own operators.
+    compiled CUDA ops, PyTorch's own operators. ``torch.onnx.export`` finds
+    ``F.grid_sample`` here, which is one operator of ONNX.
 
     Args:
         feat (Tensor): Feature map of shape (B, C, H, W).
@@ -70,8 +73,12 @@ def sample_points(feat: Tensor, points: Tensor) -> Tensor:
     else:
         points = points.to(table.dtype)
 
-    uses_mmcv = points.numel() and _uses_mmcv(table)
-    sample = _sample_with_mmcv if uses_mmcv else _sample_with_torch
+    if torch.onnx.is_in_onnx_export():
+        sample = _sample_with_grid_sample
+    elif points.numel() and _uses_mmcv(table):
+        sample = _sample_with_mmcv
+    else:
+        sample = _sample_with_torch
     return sample(table, points).to(feat.dtype)
 
 
@@ -92,6 +99,7 @@ class SampledMap:
         self.table = prepare_map(feat)
         self.slots = None
         collects = torch.is_grad_enabled() and self.table.requires_grad
+        collects = collects and not BAG_NEEDS_GRADIENT_OF_TABLE
         if collects and num_points and not _uses_mmcv(self.table):
             self.slots = _CollectGradients.apply(self.table, num_points, num_calls)
             self.table = self.table.detach()
@@ -197,12 +205,11 @@ def splat_points(tokens: Tensor, points: Tensor, size: tuple[int, int]) -> Tenso
     # the order of each sum is fixed.
     index, order = index.flatten().sort(stable=True)
     pixels = torch.arange(batch * height * width, device=index.device)
-    table = F.embedding_bag(
+    table = _bag(
         order // 4,  # four corners per token
         tokens.to(dtype).flatten(0, 1),
+        weight.flatten()[order],
         torch.searchsorted(index, pixels),
-        per_sample_weights=weight.flatten()[order],
-        mode='sum',
     )
     # (B * H * W, C) -> (B, C, H, W)
     table = table.view(batch, height, width, channels)
@@ -255,10 +262,17 @@ def _sample_with_torch(feat: Tensor, points: Tensor) -> Tensor:
     index, weight = _corners(points, height, width)
     # (B, C, H, W) -> (B * H * W, C), a view of a channels_last map
     table = feat.permute(0, 2, 3, 1).reshape(-1, channels)
-    samples = F.embedding_bag(
-        index.flatten(0, 1), table, per_sample_weights=weight.flatten(0, 1), mode='sum'
-    )
+    samples = _bag(index.flatten(0, 1), table, weight.flatten(0, 1))
     return samples.view(batch, points.shape[1], channels)
+
+
+def _bag(
+    index: Tensor, table: Tensor, weight: Tensor, starts: Tensor | None = None
+) -> Tensor:
+    """Weighted sums of rows of a table, see ``F.embedding_bag``."""
+    if BAG_NEEDS_GRADIENT_OF_TABLE and weight.requires_grad and not table.requires_grad:
+        table = table.detach().requires_grad_()
+    return F.embedding_bag(index, table, starts, per_sample_weights=weight, mode='sum')
 
 
 def _corners(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -274,8 +288,7 @@ def _corners(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         both (B, N, 4). A pixel outside the map has weight 0.
     """
     x, y = points.unbind(-1)
-    # False for NaN as well. Every later operation then sees finite numbers only.
-    inside = (x > -1) & (x < width) & (y > -1) & (y < height)
+    inside = _inside(points, height, width)
     x_index, x_weight = _stencil(torch.where(inside, x, 0), width)
     y_index, y_weight = _stencil(torch.where(inside, y, 0), height)
 
@@ -283,9 +296,19 @@ def _corners(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     weight = y_weight.unsqueeze(-1) * x_weight.unsqueeze(-2)
     weight = weight * inside[..., None, None]
     index = y_index.unsqueeze(-1) * width + x_index.unsqueeze(-2)
-    image = torch.arange(len(points), device=points.device) * (height * width)
+    image = torch.arange(points.shape[0], device=points.device) * (height * width)
     index = index + image.view(-1, 1, 1, 1)
     return index.flatten(2), weight.flatten(2)
+
+
+def _inside(points: Tensor, height: int, width: int) -> Tensor:
+    """Which points (B, N, 2) see a pixel of the map, (B, N).
+
+    False for NaN as well: where such points are replaced, every later operation sees
+    finite numbers only.
+    """
+    x, y = points.unbind(-1)
+    return (x > -1) & (x < width) & (y > -1) & (y < height)
 
 
 def _stencil(coords: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -305,6 +328,20 @@ def _stencil(coords: Tensor, size: int) -> tuple[Tensor, Tensor]:
     weights = torch.stack((1 - fraction, fraction), dim=-1)
     weights = weights * ((pixels >= 0) & (pixels < size))
     return pixels.clamp(0, size - 1).long(), weights
+
+
+def _sample_with_grid_sample(feat: Tensor, points: Tensor) -> Tensor:
+    """Sample with ``F.grid_sample``, the only one of these ways that ONNX has."""
+    height, width = feat.shape[-2:]
+    # None of the four pixels around -2 is in the map, whatever the rounding. Runtimes
+    # turn coordinates into integers, which huge numbers and NaN do not survive.
+    inside = _inside(points, height, width)
+    x, y = torch.where(inside.unsqueeze(-1), points, -2.0).unbind(-1)
+    grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
+    # (B, N, 2) -> (B, N, 1, 2), as an image of one column
+    samples = F.grid_sample(feat, grid.unsqueeze(2), align_corners=False)
+    # (B, C, N, 1) -> (B, N, C)
+    return samples.squeeze(-1).transpose(1, 2)
 
 
 def _uses_mmcv(table: Tensor) -> bool:

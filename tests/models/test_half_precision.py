@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from stack import skip_without_autocast
 
 from mmpsvit import ProgressiveSampling
 from mmpsvit.ops import sample_points
@@ -14,6 +15,7 @@ HALF = [torch.float16, torch.bfloat16]
 @pytest.mark.parametrize('dtype', HALF)
 def test_points_of_given_tokens(size, dtype, monkeypatch):
     """The same tokens move the points to the same places, to 1e-3 of a pixel."""
+    skip_without_autocast(dtype)
     torch.manual_seed(0)
     neck = ProgressiveSampling(24, 3, 48, num_iters=4).eval()
     neck.init_weights()
@@ -39,6 +41,7 @@ def test_points_of_given_tokens(size, dtype, monkeypatch):
 @pytest.mark.parametrize('dtype', HALF)
 def test_samples_at_given_points(size, dtype):
     """They are as exact as the map: rounding a sample once is all that is lost."""
+    skip_without_autocast(dtype)
     torch.manual_seed(0)
     feat = torch.randn(1, 8, size, size, dtype=torch.float64)
     points = torch.rand(1, 300, 2) * size

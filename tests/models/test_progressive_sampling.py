@@ -6,6 +6,7 @@ import torch
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
+from stack import needs_new_torch, skip_without_autocast
 
 from mmpsvit import ProgressiveSampling, SampledTokens
 from mmpsvit.ops import point_sampling
@@ -181,6 +182,7 @@ def test_checkpointing_changes_nothing():
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_points_stay_exact_under_autocast(dtype):
+    skip_without_autocast(dtype)
     neck = moving(ProgressiveSampling(**SMALL, num_iters=2)).eval()
     feat = torch.randn(1, 24, 256, 256)
     captured = []
@@ -209,6 +211,7 @@ def test_map_is_cast_once(monkeypatch):
     assert maps[0].dtype == torch.float32
 
 
+@needs_new_torch
 def test_gradient_of_the_map_is_written_once(monkeypatch):
     sizes = []
     splat_points = point_sampling.splat_points

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from stack import skip_without_autocast
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpsvit import PSViT, PSViTClsHead
@@ -125,6 +126,7 @@ def test_stem_gives_a_channels_last_map():
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_autocast(device, dtype):
     """A training step under autocast; points in float32, gradients finite."""
+    skip_without_autocast(dtype, device)
     backbone = small().to(device).train()
     sampled = []
     backbone.sampler.register_forward_hook(lambda *args: sampled.append(args[-1]))
