@@ -60,7 +60,7 @@ setup(
     # Either family of distributions may provide mmengine, mmcv, mmpretrain and
     # mmdet; naming one here would pull it in over the other.
     install_requires=[
-        'torch>=2.6',
+        'torch>=2.1',
         'torchvision',
         'numpy',
         'matplotlib',
@@ -71,15 +71,23 @@ setup(
         'onedl': ['onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain'],
         'mmdet': ['onedl-mmdetection'],
         'mmseg': ['onedl-mmsegmentation'],
-        'demo': ['scikit-learn', 'tqdm'],
+        'demo': ['gradio', 'scikit-learn', 'tqdm'],
+        'export': ['onnx', 'onnxruntime', 'onnxscript'],
         'test': [
             'hypothesis',
+            'ipykernel',
+            'nbclient',
+            'nbformat',
+            'onnx',
+            'onnxruntime',
+            'onnxscript',
             'psutil',
             'pytest',
             'ruff',
             'scikit-image',
             'scikit-learn',
             'scipy',
+            'selenium',
             'tensorboard',
             'tqdm',
         ],

@@ -46,10 +46,12 @@ def prepare_distributed(cfg: Config) -> None:
             _export_rank(launcher)
         return
     _export_rank(launcher)
-    timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
-    dist.init_process_group(
-        'gloo', timeout=timeout and datetime.timedelta(seconds=timeout)
+    seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+    # PyTorch 2.1 takes no None.
+    timeout = (
+        {} if seconds is None else dict(timeout=datetime.timedelta(seconds=seconds))
     )
+    dist.init_process_group('gloo', **timeout)
     if cfg.get('model_wrapper_cfg') is None:
         cfg.model_wrapper_cfg = dict(
             type='MMDistributedDataParallel',

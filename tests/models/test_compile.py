@@ -3,8 +3,11 @@
 
 import pytest
 import torch
+from stack import needs_new_torch
 
 from mmpsvit import PSViT
+
+pytestmark = needs_new_torch
 
 ARCH = dict(
     embed_dims=24,

@@ -8,12 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from mmpsvit import PSViT, PSViTClsHead
 from mmpsvit.models.encoder_layer import EncoderLayer
+
+device_mesh = pytest.importorskip(
+    'torch.distributed.device_mesh', reason='PyTorch 2.1 has no meshes of devices'
+)
+fsdp = pytest.importorskip('torch.distributed.fsdp')
 
 PROCESSES = 2
 STEPS = 3
@@ -62,22 +65,22 @@ def clip_by_torch(network: nn.Module) -> None:
     nn.utils.clip_grad_norm_(network.parameters(), 0.5)
 
 
-def clip_by_fsdp(network: FullyShardedDataParallel) -> None:
+def clip_by_fsdp(network: fsdp.FullyShardedDataParallel) -> None:
     network.clip_grad_norm_(0.5)
 
 
 def shard(network: nn.Module, version: int) -> nn.Module:
     if version == 1:
-        return FullyShardedDataParallel(
+        return fsdp.FullyShardedDataParallel(
             network,
             auto_wrap_policy=ModuleWrapPolicy({EncoderLayer}),
             use_orig_params=True,
             device_id=torch.device('cpu'),
         )
-    mesh = init_device_mesh('cpu', (PROCESSES,))
+    mesh = device_mesh.init_device_mesh('cpu', (PROCESSES,))
     layers = [layer for layer in network.modules() if isinstance(layer, EncoderLayer)]
     for module in (*layers, network):
-        fully_shard(module, mesh=mesh)
+        fsdp.fully_shard(module, mesh=mesh)
     return network
 
 

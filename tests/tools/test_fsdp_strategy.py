@@ -3,14 +3,13 @@
 
 import re
 
-import test_train_and_test as plain
 import torch
+from stack import needs_new_torch
 
 from mmpsvit.engine import load_checkpoint
 
-small = plain.small
 
-
+@needs_new_torch
 def test_trains_as_one_process(small, root, run_tool, tmp_path, free_port):
     """Two processes, which keep half of each layer, against one that keeps all."""
     config, options, _ = small

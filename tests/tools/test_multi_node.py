@@ -7,10 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import test_train_and_test as one_node
-
-small = one_node.small
-
 # Stands for srun on two nodes with one task each, which do not see each other's ranks.
 SRUN_ON_TWO_NODES = """
 while [[ $1 == --* ]]; do
@@ -71,10 +67,10 @@ def test_two_nodes_of_torchrun(small, root, tmp_path, free_port):
     check(logs, tmp_path / 'node0', tmp_path / 'node1')
 
 
-def test_two_nodes_of_slurm(small, run_tool, tmp_path, free_port):
+def test_two_nodes_of_slurm(small, fake_srun, run_tool, tmp_path, free_port):
     """The address of the first node comes from Slurm's list of hosts."""
     config, options, _ = small
-    path = one_node.fake_srun(tmp_path, SRUN_ON_TWO_NODES)
+    path = fake_srun(SRUN_ON_TWO_NODES)
     scontrol = tmp_path / 'bin' / 'scontrol'
     scontrol.write_text(
         '#!/usr/bin/env bash\n'

@@ -1,0 +1,222 @@
+# Copyright (c) mmpsvit contributors.
+"""Image files of every odd kind: a documented treatment, or an error with the name."""
+
+import io
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mmcv.transforms import LoadImageFromFile
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset, Compose
+from mmengine.registry import DefaultScope
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from mmpsvit.engine.image_check import CheckedPipeline, DataError, is_cut_jpeg
+
+
+def smooth(width: int = 40, height: int = 30) -> np.ndarray:
+    """An RGB image that JPEG changes little."""
+    x, y = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 200, height))
+    return np.stack([x, y, 255 - x], axis=-1).astype(np.uint8)
+
+
+IMAGE = Image.fromarray(smooth())
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def load(path: Path, *steps, **options) -> dict:
+    pipeline = Compose([LoadImageFromFile(**options), *steps])
+    return CheckedPipeline(pipeline)(dict(img_path=str(path)))
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: a quarter turn
+    return exif
+
+
+GREY = np.asarray(IMAGE.convert('L'))
+CLEAR = IMAGE.convert('RGBA')
+CLEAR.putalpha(0)
+GOOD = {
+    'grey.png': (encoded(IMAGE.convert('L'), 'PNG'), GREY, 0),
+    'grey.jpg': (encoded(IMAGE.convert('L'), 'JPEG', quality=100), GREY, 3),
+    'grey_16_bit.png': (
+        encoded(Image.fromarray(GREY * np.uint16(257)), 'PNG'),
+        GREY,
+        0,
+    ),
+    'rgb_16_bit.png': (
+        cv2.imencode('.png', smooth()[..., ::-1] * np.uint16(257))[1].tobytes(),
+        smooth(),
+        0,
+    ),
+    'rgba.png': (encoded(CLEAR, 'PNG'), smooth(), 0),
+    'cmyk.jpg': (encoded(IMAGE.convert('CMYK'), 'JPEG', quality=100), smooth(), 6),
+    'png_inside.jpg': (encoded(IMAGE, 'PNG'), smooth(), 0),
+    'trailing_bytes.jpg': (
+        encoded(IMAGE, 'JPEG', quality=100, subsampling=0) + bytes(999),
+        smooth(),
+        6,
+    ),
+    '1x1.png': (encoded(IMAGE.crop((0, 0, 1, 1)), 'PNG'), smooth()[:1, :1], 0),
+    '10000x10.png': (
+        encoded(Image.fromarray(smooth(10000, 10)), 'PNG'),
+        smooth(10000, 10),
+        0,
+    ),
+    'turned.jpg': (
+        encoded(IMAGE, 'JPEG', quality=100, subsampling=0, exif=turned()),
+        np.rot90(smooth(), -1),
+        6,
+    ),
+    'turned.png': (
+        encoded(IMAGE, 'PNG', exif=turned()),
+        np.rot90(smooth(), -1),
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize('name', GOOD)
+def test_treatment_of_odd_files(name, tmp_path):
+    content, expected, tolerance = GOOD[name]
+    (tmp_path / name).write_bytes(content)
+    results = load(tmp_path / name)
+    if expected.ndim == 2:
+        expected = np.repeat(expected[..., None], 3, axis=-1)
+    assert results['img'].dtype == np.uint8
+    assert results['img'].shape == expected.shape
+    assert results['img_shape'] == results['ori_shape'] == expected.shape[:2]
+    difference = np.abs(results['img'][..., ::-1].astype(int) - expected)
+    assert difference.max() <= tolerance
+
+
+@pytest.mark.parametrize('name', GOOD)
+def test_imagenet_pipelines_take_odd_files(name, tmp_path, root):
+    path = root / 'configs' / '_base_' / 'datasets' / 'imagenet_bs64_psvit_224.py'
+    cfg = Config.fromfile(path)
+    (tmp_path / name).write_bytes(GOOD[name][0])
+    np.random.seed(0)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        for split in ('train', 'val'):
+            dataset = cfg[f'{split}_dataloader'].dataset
+            pipeline = CheckedPipeline(Compose(dataset.pipeline))
+            for _ in range(1 if name == '10000x10.png' else 3):
+                sample = dict(img_path=str(tmp_path / name), gt_label=0)
+                assert pipeline(sample)['inputs'].shape == (3, 224, 224)
+
+
+JPEG = encoded(IMAGE, 'JPEG')
+BAD = {
+    'empty.jpg': (b'', 'is empty (0 bytes)'),
+    'text.png': (b'this is no image', 'is truncated, damaged or no image that cv2'),
+    'half.jpg': (JPEG[: len(JPEG) * 2 // 3], 'is truncated: the JPEG has no end'),
+    'header.jpg': (JPEG[:100], 'is truncated: the JPEG has no end'),
+    'start.jpg': (JPEG[:3], 'is truncated: the JPEG has no end'),
+    'half.png': (encoded(IMAGE, 'PNG')[:100], 'is truncated, damaged'),
+    'half.bmp': (encoded(IMAGE, 'BMP')[:100], 'is truncated, damaged'),
+    'half.ppm': (encoded(IMAGE, 'PPM')[:100], 'is truncated, damaged'),
+    'half.tif': (encoded(IMAGE, 'TIFF')[:100], 'is truncated, damaged'),
+    '1001x1.png': (
+        encoded(Image.new('L', (1001, 1)), 'PNG'),
+        'is 1001 x 1 px: one side must be at most 1000 times as long as the other',
+    ),
+}
+
+
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+@pytest.mark.parametrize('name', BAD)
+def test_errors_name_the_file(name, backend, tmp_path):
+    content, message = BAD[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    # Even the option for skipping such files skips none.
+    for ignore_empty in (False, True):
+        with pytest.raises(DataError) as caught:
+            load(path, imdecode_backend=backend, ignore_empty=ignore_empty)
+        text = str(caught.value)
+        assert text.startswith(f'image {path} {message.replace("cv2", backend)}')
+        assert '\n' not in text
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(DataError, match=r'image .*none\.jpg cannot be read \(FileNotF'):
+        load(tmp_path / 'none.jpg', ignore_empty=True)
+
+
+@pytest.mark.parametrize('options', [{}, {'progressive': True}])
+def test_end_of_a_jpeg(options):
+    """Cut anywhere behind the header, also one that holds a thumbnail with an end."""
+    thumbnail = encoded(IMAGE.resize((8, 8)), 'JPEG')
+    content = encoded(IMAGE, 'JPEG', **options)
+    size = (len(thumbnail) + 2).to_bytes(2, 'big')
+    content = content[:2] + b'\xff\xe1' + size + thumbnail + content[2:]
+    assert np.asarray(Image.open(io.BytesIO(content))).shape == (30, 40, 3)
+    assert not is_cut_jpeg(content)
+    assert not is_cut_jpeg(content + b'anything')
+    for length in range(3, len(content)):
+        assert is_cut_jpeg(content[:length]), length
+    assert not is_cut_jpeg(b'')
+    assert not is_cut_jpeg(encoded(IMAGE, 'PNG'))
+
+
+class Failing:
+    """A transform with an error of several lines, or one that gives nothing."""
+
+    def __init__(self, fails: bool) -> None:
+        self.fails = fails
+
+    def __call__(self, results: dict) -> None:
+        if self.fails:
+            raise ValueError('first line\nsecond line')
+
+
+class Skipping(LoadImageFromFile):
+    """Reading of one's own that skips what it cannot read."""
+
+    def transform(self, results: dict) -> None:
+        return None
+
+
+def test_errors_of_other_transforms(tmp_path):
+    path = tmp_path / 'fine.png'
+    IMAGE.save(path)
+    with pytest.raises(DataError) as caught:
+        load(path, Failing(True))
+    assert str(caught.value) == (
+        f'image {path}: Failing failed (ValueError: first line second line)'
+    )
+    # A crop without a box, in a detector's pipeline.
+    assert load(path, Failing(False)) is None
+    pipeline = CheckedPipeline(Compose([Skipping()]))
+    with pytest.raises(DataError, match=r'fine\.png: Skipping loaded nothing'):
+        pipeline(dict(img_path=str(path)))
+    pipeline = CheckedPipeline(Compose([Failing(True)]))
+    with pytest.raises(DataError, match='sample 3: Failing failed'):
+        pipeline(dict(sample_idx=3))
+
+
+class Files(BaseDataset):
+    def load_data_list(self) -> list[dict]:
+        return [dict(img_path=self.ann_file)]
+
+
+@pytest.mark.parametrize('num_workers', [0, 1])
+def test_error_of_a_data_worker_is_one_line(num_workers, tmp_path):
+    path = tmp_path / 'DataError: odd  name.jpg'
+    path.write_bytes(b'')
+    dataset = Files(ann_file=str(path), pipeline=[LoadImageFromFile(ignore_empty=True)])
+    dataset.pipeline = pickle.loads(pickle.dumps(CheckedPipeline(dataset.pipeline)))
+    with pytest.raises(DataError) as caught:
+        next(iter(DataLoader(dataset, num_workers=num_workers)))
+    assert str(caught.value) == f'image {path} is empty (0 bytes)'

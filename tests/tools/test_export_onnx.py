@@ -1,0 +1,333 @@
+# Copyright (c) mmpsvit contributors.
+"""Exported files against MMPretrain's own inference on the same image files."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmpretrain.apis import ImageClassificationInferencer
+from PIL import Image
+
+from mmpsvit import sample_points
+
+TOOL = 'tools/deployment/export_onnx.py'
+CLASSES = ['ape', 'bee', 'cat']
+ARCH = dict(
+    embed_dims=24,
+    num_layers=4,
+    num_heads=3,
+    feedforward_channels=48,
+    stem_base_channels=8,
+    stem_channels=(16, 24),
+)
+MEAN, STD = [120.0, 110.0, 90.0], [50.0, 60.0, 70.0]
+
+
+class SamplePoints(torch.nn.Module):
+    """The operator alone."""
+
+    def forward(self, feat, points):
+        return sample_points(feat, points)
+
+
+@pytest.fixture
+def network(tmp_path):
+    """Write the config and a checkpoint of a small network whose points move."""
+
+    def write(meta: dict | None = None, **changes) -> tuple[str, str]:
+        cfg = Config(
+            dict(
+                default_scope='mmpretrain',
+                model=dict(
+                    type='ImageClassifier',
+                    backbone=dict(
+                        type='mmpsvit.PSViT', arch=ARCH, sampler=dict(num_points=4)
+                    ),
+                    head=dict(
+                        type='mmpsvit.PSViTClsHead', num_classes=3, in_channels=24
+                    ),
+                ),
+                data_preprocessor=dict(mean=MEAN, std=STD, to_rgb=True),
+                test_dataloader=dict(
+                    dataset=dict(
+                        type='CustomDataset',
+                        pipeline=[
+                            dict(type='LoadImageFromFile'),
+                            dict(type='PackInputs'),
+                        ],
+                    )
+                ),
+            )
+        )
+        cfg.model.backbone.sampler.num_iters = 2
+        cfg.merge_from_dict(changes)
+        config, checkpoint = tmp_path / 'config.py', tmp_path / 'weights.pth'
+        cfg.dump(config)
+        init_default_scope('mmpretrain')
+        torch.manual_seed(0)
+        model = MODELS.build({**cfg.model, 'data_preprocessor': cfg.data_preprocessor})
+        torch.nn.init.normal_(model.backbone.sampler.offset_layers[0].weight)
+        torch.nn.init.normal_(model.head.layers.head.weight, std=0.3)
+        for norm in model.backbone.stem.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                norm.running_mean.uniform_(-0.5, 0.5)
+                norm.running_var.uniform_(0.1, 0.5)
+        torch.save(dict(meta=meta or {}, state_dict=model.state_dict()), checkpoint)
+
+        trajectory = []
+        model.backbone.sampler.register_forward_hook(
+            lambda module, args, out: trajectory.append(out.trajectory)
+        )
+        model.eval().test_step(dict(inputs=[torch.rand(3, 64, 64) * 255]))
+        points = trajectory[0][0]
+        assert (points[1] - points[0]).abs().mean() > 1
+        assert (points[1] < -1).any() and (points[1] > 16).any()
+        return str(config), str(checkpoint)
+
+    return write
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Write colourful image files; return their names and (B, 3, H, W) in RGB."""
+
+    def write(count: int, height: int, width: int) -> tuple[list[str], np.ndarray]:
+        rng = np.random.default_rng(count)
+        files, arrays = [], []
+        for index in range(count):
+            coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+            coarse[..., index % 3] //= 8
+            image = Image.fromarray(coarse).resize((width, height))
+            files.append(str(tmp_path / f'{index}.png'))
+            image.save(files[-1])
+            arrays.append(np.asarray(image, np.float32).transpose(2, 0, 1))
+        return files, np.stack(arrays)
+
+    return write
+
+
+@pytest.fixture
+def tool(root):
+    """The tool as a module."""
+    spec = importlib.util.spec_from_file_location('export_onnx', root / TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run_here(tool, monkeypatch):
+    """Run the tool in this process."""
+
+    def run(*args) -> None:
+        monkeypatch.setattr('sys.argv', ['export_onnx.py', *map(str, args)])
+        tool.main()
+
+    return run
+
+
+def check(scores: np.ndarray, images: np.ndarray, files: list[str], network) -> None:
+    """Hold scores against what MMPretrain makes of the files."""
+    config, checkpoint = network
+    inferencer = ImageClassificationInferencer(config, pretrained=checkpoint)
+    expected = np.stack([result['pred_scores'] for result in inferencer(files)])
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-7)
+    # The comparison would notice a wrong order of images or classes.
+    assert np.ptp(expected, axis=1).min() > 0.01
+    assert len(files) == 1 or np.ptp(expected, axis=0).max() > 0.01
+
+
+def test_onnx(run_tool, network, images, root, tmp_path, monkeypatch, capsys):
+    names = network(dict(dataset_meta=dict(classes=CLASSES)))
+    out = tmp_path / 'psvit.onnx'
+    output = run_tool(TOOL, *names, '--out', out, '--dynamic-batch', '--shape', 64, 48)
+    for line in (
+        'sampling: 2 x GridSample (bilinear, zeros), opset 18',
+        'input: images (batch, 3, 64, 48), RGB, 0 to 255',
+        'output: scores (batch, 3)',
+        'class names: yes',
+    ):
+        assert line in output
+    errors = re.findall(r'largest relative error, batch of (\d): (\S+)', output)
+    assert [size for size, _ in errors] == ['1', '5']
+    assert all(float(error) <= 1e-4 for _, error in errors)
+    assert not list(tmp_path.glob('.*.onnx*'))
+
+    metadata = {item.key: item.value for item in onnx.load(out).metadata_props}
+    assert json.loads(metadata['classes']) == CLASSES
+    assert json.loads(metadata['normalisation']) == dict(
+        in_graph=True, mean=MEAN, std=STD
+    )
+    session = onnxruntime.InferenceSession(out)
+    for count in (1, 3, 5):
+        files, arrays = images(count, 64, 48)
+        (scores,) = session.run(['scores'], {'images': arrays})
+        check(scores, arrays, files, names)
+        (swapped,) = session.run(['scores'], {'images': arrays[:, ::-1].copy()})
+        assert np.abs(swapped - scores).max() > 1e-3
+
+    # The example of the documentation.
+    code = re.findall(
+        r'```python\n(.*?)```', (root / 'docs/export.md').read_text(), re.S
+    )
+    (tmp_path / '0.png').rename(tmp_path / 'image.png')
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(code[0], {})
+    name, score = capsys.readouterr().out.split()
+    assert name == CLASSES[scores[0].argmax()]
+    assert float(score) == pytest.approx(scores[0].max(), rel=1e-5)
+
+
+def test_fixed_batch_and_point_stride(run_here, network, images, tmp_path, capsys):
+    sampler = dict(point_stride=16, num_points=None, num_iters=2)
+    names = network(**{'model.backbone.sampler': sampler})
+    out = tmp_path / 'psvit.onnx'
+    # Not a multiple of the points' cells; and no class names anywhere.
+    run_here(*names, '--out', out, '--batch-size', 2, '--shape', 40, 56)
+    output = capsys.readouterr().out
+    assert 'batch of 2: ' in output and 'batch of 1: ' not in output
+    assert 'class names: no (0 names for 3 scores)' in output
+    session = onnxruntime.InferenceSession(out)
+    assert 'classes' not in session.get_modelmeta().custom_metadata_map
+    files, arrays = images(2, 40, 56)
+    (scores,) = session.run(['scores'], {'images': arrays})
+    check(scores, arrays, files, names)
+
+
+def test_program(run_here, network, images, root, tmp_path, monkeypatch, capsys):
+    """A network that sees BGR, as a program; class names from the config."""
+    names = network(
+        **{
+            'data_preprocessor.to_rgb': False,
+            'test_dataloader.dataset.metainfo': dict(classes=CLASSES),
+        }
+    )
+    out = tmp_path / 'psvit.pt2'
+    run_here(*names, '--out', out, '--dynamic-batch', '--shape', 256, 192)
+    assert 'sampling: 2 x aten.embedding_bag' in capsys.readouterr().out
+
+    files, arrays = images(5, 256, 192)
+    np.save(tmp_path / 'images.npy', arrays)
+    # Where mmpsvit has not been imported.
+    code = (
+        'import sys, numpy, torch\n'
+        "program = torch.export.load('psvit.pt2').module()\n"
+        "images = torch.from_numpy(numpy.load('images.npy'))\n"
+        "numpy.save('scores.npy', program(images).numpy())\n"
+        "assert 'mmpsvit' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True)
+    check(np.load(tmp_path / 'scores.npy'), arrays, files, names)
+
+    code = re.findall(
+        r'```python\n(.*?)```', (root / 'docs/export.md').read_text(), re.S
+    )
+    monkeypatch.chdir(tmp_path)
+    exec(code[1], scope := {})
+    assert scope['scores'].shape == (1, 3)
+    assert json.loads(scope['metadata']['classes']) == CLASSES
+    # Those of RGB, like the input.
+    normalisation = json.loads(scope['metadata']['normalisation'])
+    assert normalisation == dict(in_graph=True, mean=MEAN[::-1], std=STD[::-1])
+
+
+def test_points_anywhere(tmp_path):
+    """The operator's rules for the border, outside and NaN, in onnxruntime."""
+    torch.manual_seed(0)
+    feat = torch.randn(2, 5, 7, 6)
+    points = torch.rand(2, 300, 2) * 12 - 3
+    values = [-1e30, -1e9, -1.001, -1, -0.6, -0.1, 0, 2.5, 5, 5.5, 6, 6.3, 7, 7.1, 1e9]
+    values += [1e30, float('nan'), float('inf'), -float('inf')]
+    grid = torch.cartesian_prod(torch.tensor(values), torch.tensor(values))
+    points = torch.cat((points, grid.expand(2, -1, -1)), dim=1)
+    path = tmp_path / 'sampling.onnx'
+    torch.onnx.export(
+        SamplePoints().eval(),
+        (feat, points),
+        path,
+        input_names=['feat', 'points'],
+        dynamo=True,
+        verbose=False,
+    )
+    assert 'GridSample' in [node.op_type for node in onnx.load(path).graph.node]
+    (samples,) = onnxruntime.InferenceSession(path).run(
+        None, {'feat': feat.numpy(), 'points': points.numpy()}
+    )
+    expected = sample_points(feat, points).numpy()
+    np.testing.assert_allclose(samples, expected, rtol=0, atol=2e-6)
+    x, y = points.unbind(-1)
+    inside = (x > -1) & (x < 6) & (y > -1) & (y < 7)
+    assert 0.2 < inside.float().mean() < 0.8
+    assert (samples[~inside.numpy()] == 0).all()
+
+
+def test_nothing_is_left_of_a_wrong_file(
+    tool, run_here, network, tmp_path, monkeypatch
+):
+    names = network()
+    out = tmp_path / 'psvit.pt2'
+    # As if the file of before stood there, and the new one computed something else.
+    out.write_text('before')
+    monkeypatch.setitem(
+        tool.FORMATS,
+        '.pt2',
+        (
+            tool.write_program,
+            lambda path: lambda images: tool.open_program(path)(images) + 2e-4,
+        ),
+    )
+    with pytest.raises(SystemExit, match='scores differ from the classifier by'):
+        run_here(*names, '--out', out, '--shape', 32)
+    assert out.read_text() == 'before'
+    assert not list(tmp_path.glob('.*.pt2'))
+
+
+def test_mistakes(tool, run_here, network, tmp_path, monkeypatch, capsys):
+    config, checkpoint = network()
+
+    def message(*args, **options) -> str:
+        options = {'--out': tmp_path / 'a.onnx', **options}
+        flat = [item for pair in options.items() for item in pair]
+        with pytest.raises(SystemExit) as stopped:
+            run_here(*args, *flat)
+        assert stopped.value.code == 2
+        return capsys.readouterr().err
+
+    names = (config, checkpoint)
+    for out, words in {
+        'a.engine': 'argument --out: must end in .onnx or .pt2, got a.engine',
+        'nowhere/a.onnx': 'argument --out: folder nowhere does not exist',
+    }.items():
+        assert words in message(*names, **{'--out': out})
+    assert 'H W or one number > 0, got [0]' in message(*names, **{'--shape': 0})
+    assert 'must be > 0, got 0' in message(*names, **{'--batch-size': 0})
+    assert 'argument config: none.py' in message('none.py', checkpoint)
+    assert 'argument checkpoint: no file none.pth' in message(config, 'none.pth')
+
+    monkeypatch.setattr(tool, 'ONNX_PACKAGES', ('onnx', 'onnx_is_missing_here'))
+    assert 'pip install onnx_is_missing_here' in message(*names)
+
+
+def test_misfits(tool, run_tool, network, tmp_path):
+    config, checkpoint = network()
+    out = tmp_path / 'a.pt2'
+    options = ('--out', out, '--cfg-options', 'model.head.num_classes=4')
+    output = run_tool(TOOL, config, checkpoint, *options, code=1)
+    assert 'error: checkpoint' in output and 'does not fit the config' in output
+    assert 'Traceback' not in output and not out.exists()
+
+    cfg = Config.fromfile(config)
+    cfg.model.head.type = 'MultiLabelLinearClsHead'
+    init_default_scope('mmpretrain')
+    with pytest.raises(tool.ExportError, match=r'model\.head .* must be a ClsHead'):
+        tool.check_model(MODELS.build(cfg.model))

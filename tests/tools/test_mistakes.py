@@ -1,0 +1,146 @@
+# Copyright (c) mmpsvit contributors.
+"""Mistakes of users, and files of strangers: one line, and nothing is executed."""
+
+import os
+
+import pytest
+import torch
+
+
+def test_malicious_checkpoint_executes_nothing(small, run_tool, tmp_path):
+    config, options, folder = small
+    trap = tmp_path / 'executed'
+
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(trap),)
+
+    file = tmp_path / 'strange.pth'
+    torch.save(dict(state_dict={}, meta=Malicious()), file)
+    for arguments in (
+        ('tools/test.py', config, file, *options),
+        ('tools/train.py', config, '--resume', file, *options),
+        ('tools/train.py', config, *options, f'load_from={file}'),
+        (
+            'tools/train.py',
+            config,
+            *options,
+            'model.init_cfg.type=Pretrained',
+            f'model.init_cfg.checkpoint={file}',
+        ),
+        (
+            'tools/visualization/vis_sampling.py',
+            config,
+            file,
+            folder,
+            '--out',
+            'x.png',
+            *options,
+        ),
+    ):
+        output = run_tool(*arguments, code=1)
+        assert f'error: checkpoint {file} is refused' in output
+        assert 'Traceback' not in output
+        assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    ('script', 'arguments', 'message'),
+    [
+        ('train.py', ['nowhere.py'], 'argument config: nowhere.py does not exist'),
+        ('train.py', ['CONFIG', '--resume', 'no.pth'], 'argument --resume: no.pth'),
+        ('train.py', ['CONFIG', '--auto-scale-lr'], 'argument --auto-scale-lr'),
+        ('train.py', ['CONFIG', '--launcher', 'x'], 'argument --launcher: invalid'),
+        ('test.py', ['CONFIG', 'no.pth'], 'argument checkpoint: no.pth'),
+        ('test.py', ['CONFIG', 'SELF', '--out', 'x.txt'], 'argument --out: pred need'),
+        ('test.py', ['CONFIG', 'SELF', '--out-item', 'pred'], 'argument --out-item'),
+        ('test.py', ['SELF', 'SELF'], 'cannot be read as a config'),
+        ('vis', ['CONFIG', 'no.pth', '.', '--out', 'x.png'], 'argument checkpoint'),
+        ('vis', ['CONFIG', 'SELF', 'none.png', '--out', 'x.png'], 'argument images'),
+        (
+            'vis',
+            ['CONFIG', 'SELF', '.', '--out', 'x.png', '--columns', '0'],
+            'argument --columns: must be at least 1, got 0',
+        ),
+    ],
+)
+def test_mistakes_are_told_in_one_line(script, arguments, message, run_tool, root):
+    config = root / 'configs' / 'cluttered_digits' / 'psvit.py'
+    readme = root / 'README.md'
+    script = 'visualization/vis_sampling.py' if script == 'vis' else script
+    arguments = [{'CONFIG': config, 'SELF': readme}.get(a, a) for a in arguments]
+    output = run_tool(f'tools/{script}', *arguments, code=2)
+    assert message in output
+    assert 'Traceback' not in output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine without CUDA')
+@pytest.mark.parametrize('script', ['train.py', 'test.py'])
+def test_amp_needs_cuda(script, run_tool, root):
+    config = root / 'configs' / 'cluttered_digits' / 'psvit.py'
+    checkpoint = [root / 'README.md'] if script == 'test.py' else []
+    output = run_tool(f'tools/{script}', config, *checkpoint, '--amp', code=2)
+    assert 'argument --amp: mixed precision needs a CUDA device' in output
+
+
+def test_mismatches_are_told_in_one_line(
+    small, trained, run_tool, tmp_path, image_folder
+):
+    config, options, _ = small
+    (tmp_path / 'empty' / 'val').mkdir(parents=True)
+    loader = 'test_dataloader.dataset'
+    names = ['circle', 'square', 'star', 'heart', 'arrow']
+    other = image_folder('other', names, per_class=1)
+    five = ['model.head.num_classes=5', 'data_preprocessor.num_classes=5']
+    five += [
+        f'{name}_dataloader.dataset.data_root={other}'
+        for name in ('train', 'val', 'test')
+    ]
+    for overrides, message in (
+        (
+            five,
+            f'error: checkpoint {trained} does not fit the config: head.layers.head'
+            '.weight has shape (3, 96), the model wants (5, 96); head.layers.head.bias',
+        ),
+        (five[:1], 'has 3 classes, model.head.num_classes is 5'),
+        (
+            [f'{loader}.data_root=empty'],
+            "error: data set CustomDataset(data_root='empty', data_prefix='val') "
+            'cannot be read (RuntimeError: Found 0 files',
+        ),
+        ([f'{loader}.data_root=nowhere'], "No such file or directory: 'nowhere/val'"),
+    ):
+        output = run_tool(
+            'tools/test.py', config, trained, *options, *overrides, code=1
+        )
+        last = output.strip().split('\n')[-1]
+        assert last.startswith('test.py: error: ')
+        assert message in last
+        assert 'Traceback' not in output
+    # Resuming never leaves a part out.
+    output = run_tool(
+        'tools/train.py',
+        config,
+        '--resume',
+        trained,
+        *options,
+        *five,
+        code=1,
+    )
+    assert 'does not fit the config: head.layers.head.weight' in output
+
+
+def test_mistakes_of_the_picture(small, trained, run_tool, tmp_path):
+    config, options, _ = small
+    arguments = ('tools/visualization/vis_sampling.py', config, trained)
+    (tmp_path / 'empty').mkdir()
+    output = run_tool(*arguments, 'empty', '--out', 'x.png', *options, code=1)
+    assert 'error: argument images: no images below empty' in output
+    (tmp_path / 'text.png').write_text('no image')
+    output = run_tool(*arguments, 'text.png', '--out', 'x.png', *options, code=1)
+    assert 'text.png cannot be read as an image' in output
+    other = [*options, 'model.head.num_classes=5']
+    (tmp_path / 'fine.png').write_bytes(b'')
+    output = run_tool(*arguments, 'fine.png', '--out', 'x.png', *other, code=1)
+    assert 'does not fit the config' in output
+    assert not (tmp_path / 'x.png').exists()
