@@ -33,14 +33,27 @@ class SampledImages(NamedTuple):
     titles: list[str]
 
 
+class SampledImage(NamedTuple):
+    """An image and what a network did with it.
+
+    Attributes:
+        image (np.ndarray): The network's input as an RGB image, (H, W, 3), uint8.
+        trajectory (np.ndarray): The points of every iteration, (num_iters, N, 2),
+            (x, y) in pixels, see :func:`record_sampling`.
+        prediction (BaseDataElement): What the model returned.
+    """
+
+    image: np.ndarray
+    trajectory: np.ndarray
+    prediction: BaseDataElement
+
+
 def spread_indices(total: int, count: int) -> list[int]:
     """Indices of ``count`` of ``total`` things, or of all, evenly spread over them."""
     return np.linspace(0, total - 1, min(count, total)).astype(int).tolist()
 
 
-def predict_sampling(
-    model: BaseModel, items: Iterable[dict], classes: Sequence[str] = ()
-) -> SampledImages:
+def sample_images(model: BaseModel, items: Iterable[dict]) -> list[SampledImage]:
     """Run a model on images one by one, since they may differ in size.
 
     The model runs in eval mode and without gradients; afterwards, each of its modules
@@ -53,6 +66,30 @@ def predict_sampling(
         items (Iterable[dict]): Images as the pipeline of a data set packs them:
             ``inputs``, a tensor (3, H, W) or (1, H, W), uint8, and ``data_samples``,
             which the model may write its predictions into.
+
+    Returns:
+        list[SampledImage]: Images, points and predictions, in the order of ``items``.
+
+    Raises:
+        ValueError: If the model has no or several samplers.
+    """
+    sampled = []
+    with _eval_mode(model), torch.no_grad(), record_sampling(model) as trajectories:
+        for item in items:
+            (prediction,) = model.test_step(pseudo_collate([item]))
+            image = _rgb_image(item, model.data_preprocessor)
+            sampled.append(SampledImage(image, trajectories[-1], prediction))
+    return sampled
+
+
+def predict_sampling(
+    model: BaseModel, items: Iterable[dict], classes: Sequence[str] = ()
+) -> SampledImages:
+    """Run a model on images and title each with what was predicted.
+
+    Args:
+        model (BaseModel): As in :func:`sample_images`.
+        items (Iterable[dict]): As in :func:`sample_images`.
         classes (Sequence[str]): Class names for the titles. Defaults to ().
 
     Returns:
@@ -61,13 +98,12 @@ def predict_sampling(
     Raises:
         ValueError: If the model has no or several samplers.
     """
-    images, titles = [], []
-    with _eval_mode(model), torch.no_grad(), record_sampling(model) as trajectories:
-        for item in items:
-            (prediction,) = model.test_step(pseudo_collate([item]))
-            images.append(_rgb_image(item, model.data_preprocessor))
-            titles.append(title_of(prediction, classes))
-    return SampledImages(images, trajectories, titles)
+    sampled = sample_images(model, items)
+    return SampledImages(
+        [each.image for each in sampled],
+        [each.trajectory for each in sampled],
+        [title_of(each.prediction, classes) for each in sampled],
+    )
 
 
 def title_of(prediction: BaseDataElement, classes: Sequence[str]) -> str:
@@ -83,14 +119,15 @@ def title_of(prediction: BaseDataElement, classes: Sequence[str]) -> str:
     if 'pred_score' not in prediction:
         return ''
     label = int(prediction.pred_score.argmax())
-    title = f'{_name(label, classes)} ({prediction.pred_score[label]:.0%})'
+    title = f'{class_name(label, classes)} ({prediction.pred_score[label]:.0%})'
     if 'gt_label' in prediction:
-        truth = (_name(label, classes) for label in prediction.gt_label.tolist())
+        truth = (class_name(label, classes) for label in prediction.gt_label.tolist())
         title += f', truth: {" + ".join(truth)}'
     return title
 
 
-def _name(label: int, classes: Sequence[str]) -> str:
+def class_name(label: int, classes: Sequence[str]) -> str:
+    """Name a class, by its number where the names end; long names are cut off."""
     name = str(classes[label] if label < len(classes) else label)
     return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + '…'
 

@@ -64,7 +64,9 @@ def record_sampling(model: nn.Module) -> Iterator[list[np.ndarray]]:
         handle.remove()
 
 
-def draw_sampling(axes: Axes, image: np.ndarray, trajectory: np.ndarray) -> None:
+def draw_sampling(
+    axes: Axes, image: np.ndarray, trajectory: np.ndarray, paths: bool = True
+) -> None:
     """Draw the points of one image: faint start grid, thin paths, clear end points.
 
     Points outside the image, where the network sees zeros, are cut off.
@@ -72,7 +74,10 @@ def draw_sampling(axes: Axes, image: np.ndarray, trajectory: np.ndarray) -> None
     Args:
         axes (Axes): Where to draw.
         image (np.ndarray): RGB image of shape (H, W, 3), uint8.
-        trajectory (np.ndarray): Points of shape (num_iters, N, 2), (x, y) in pixels.
+        trajectory (np.ndarray): Points of shape (num_iters, N, 2), (x, y) in pixels;
+            with no iterations, only the image is drawn.
+        paths (bool): Draw start grid and paths, not only the end points. Defaults to
+            True.
     """
     height, width = image.shape[:2]
     # Edge coordinates: the image covers [0, W] x [0, H].
@@ -80,29 +85,32 @@ def draw_sampling(axes: Axes, image: np.ndarray, trajectory: np.ndarray) -> None
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     axes.set_frame_on(False)
 
+    if len(trajectory) == 0:
+        return
     count = trajectory.shape[1]
     # Marker size in points, so that the dots of a grid never touch.
     size = min(6.0, 0.3 * 72 * _width_in_inches(axes) / math.sqrt(count))
-    # One line per point: (num_iters, N) columns
-    axes.plot(
-        trajectory[..., 0],
-        trajectory[..., 1],
-        color=_PATH,
-        linewidth=0.18 * size,
-        alpha=0.9,
-        path_effects=[
-            patheffects.withStroke(linewidth=0.18 * size + 0.8, foreground=_RIM)
-        ],
-    )
-    axes.plot(
-        *trajectory[0].T,
-        'o',
-        color=_START,
-        markersize=0.6 * size,
-        alpha=0.7,
-        markeredgecolor=_RIM,
-        markeredgewidth=0.1 * size,
-    )
+    if paths:
+        # One line per point: (num_iters, N) columns
+        axes.plot(
+            trajectory[..., 0],
+            trajectory[..., 1],
+            color=_PATH,
+            linewidth=0.18 * size,
+            alpha=0.9,
+            path_effects=[
+                patheffects.withStroke(linewidth=0.18 * size + 0.8, foreground=_RIM)
+            ],
+        )
+        axes.plot(
+            *trajectory[0].T,
+            'o',
+            color=_START,
+            markersize=0.6 * size,
+            alpha=0.7,
+            markeredgecolor=_RIM,
+            markeredgewidth=0.1 * size,
+        )
     axes.plot(
         *trajectory[-1].T,
         'o',
@@ -171,6 +179,29 @@ def sampling_figure(
         labelcolor=_RIM,
     )
     return figure
+
+
+def sampling_picture(
+    image: np.ndarray, trajectory: np.ndarray, paths: bool = True, side: int = 720
+) -> np.ndarray:
+    """Draw the points of one image into a picture without margins.
+
+    Args:
+        image (np.ndarray): RGB image of shape (H, W, 3), uint8.
+        trajectory (np.ndarray): Points, see :func:`draw_sampling`.
+        paths (bool): As in :func:`draw_sampling`. Defaults to True.
+        side (int): Length of the picture's longer side in pixels. Defaults to 720.
+
+    Returns:
+        np.ndarray: RGB picture of the image's proportions, uint8.
+    """
+    height, width = image.shape[:2]
+    scale, dpi = side / max(height, width), side / 3.6
+    # Matplotlib rounds down to whole pixels.
+    size = [(max(1, round(scale * each)) + 1e-3) / dpi for each in (width, height)]
+    figure = Figure(figsize=size, dpi=dpi)
+    draw_sampling(figure.add_axes((0, 0, 1, 1)), image, trajectory, paths)
+    return figure_to_rgb(figure)
 
 
 def figure_to_rgb(figure: Figure) -> np.ndarray:

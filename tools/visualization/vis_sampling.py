@@ -20,12 +20,15 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, init_default_scope
-from torch import nn
 
 from mmpsvit.engine import load_checkpoint
 from mmpsvit.engine.cli import read_config
-from mmpsvit.visualization import predict_sampling, sampling_figure, spread_indices
+from mmpsvit.visualization import (
+    build_trained,
+    predict_sampling,
+    sampling_figure,
+    spread_indices,
+)
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
 
@@ -79,27 +82,6 @@ def list_images(path: str, count: int) -> list[Path]:
     return [found[index] for index in spread_indices(len(found), count)]
 
 
-def build_model(cfg: Config, checkpoint: str, device: str) -> tuple[nn.Module, list]:
-    """Build the model with the checkpoint's weights; also return the class names."""
-    # Otherwise the library's remarks on the model hide the tool's own lines.
-    MMLogger.get_instance('vis_sampling', log_level='WARNING')
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    model_cfg = cfg.model
-    if 'data_preprocessor' in cfg:
-        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = MODELS.build(model_cfg)
-    loaded = load_checkpoint(checkpoint, 'cpu')
-    try:
-        model.load_state_dict(loaded.get('state_dict', loaded))
-    except RuntimeError as error:
-        reason = ' '.join(str(error).split())[:300]
-        raise InputError(
-            f'argument checkpoint: {checkpoint} does not fit the config ({reason} ...)'
-        ) from None
-    classes = loaded.get('meta', {}).get('dataset_meta', {}).get('classes') or []
-    return model.to(device).eval(), list(classes)
-
-
 def load_images(paths: list[Path], pipeline: Compose) -> Iterator[dict]:
     """The images as the pipeline packs them."""
     for path in paths:
@@ -114,11 +96,17 @@ def load_images(paths: list[Path], pipeline: Compose) -> Iterator[dict]:
 def draw(args: argparse.Namespace, cfg: Config) -> None:
     """Run the model on the images and write the picture."""
     paths = list_images(args.images, args.num_images)
-    model, classes = build_model(cfg, args.checkpoint, args.device)
+    # Otherwise the library's remarks on the model hide the tool's own lines.
+    MMLogger.get_instance('vis_sampling', log_level='WARNING')
+    model, classes = build_trained(
+        cfg, load_checkpoint(args.checkpoint, 'cpu'), args.checkpoint
+    )
     pipeline = Compose(
         [t for t in cfg.test_dataloader.dataset.pipeline if 'LoadAnn' not in t['type']]
     )
-    sampled = predict_sampling(model, load_images(paths, pipeline), classes)
+    sampled = predict_sampling(
+        model.to(args.device), load_images(paths, pipeline), classes
+    )
 
     figure = sampling_figure(*sampled, args.columns)
     target = Path(args.out)

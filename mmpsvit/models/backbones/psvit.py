@@ -316,7 +316,8 @@ class PSViT(BaseBackbone):
         """Run the encoder on point tokens; return the tokens of ``out_indices``."""
         if self.cls_token is not None:
             # (B, N, C) -> (B, 1 + N, C)
-            x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+            # Not len(x), which is a constant in an exported graph.
+            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
 
         outs = []
         for index, layer in enumerate(self.layers):

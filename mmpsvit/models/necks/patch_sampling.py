@@ -108,7 +108,7 @@ class PatchSampling(BaseModule):
             for size in (height, width)
         )
         y, x = torch.meshgrid(y, x, indexing='ij')
-        points = torch.stack((x, y), dim=-1).flatten(0, 1).expand(len(feat), -1, -1)
+        points = torch.stack((x, y), dim=-1).flatten(0, 1).expand(feat.shape[0], -1, -1)
         return SampledTokens(
             tokens=tokens,
             points=points,

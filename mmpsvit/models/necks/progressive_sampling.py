@@ -216,7 +216,7 @@ class ProgressiveSampling(BaseModule):
         sampled_map = SampledMap(feat, math.prod(grid_size), self.num_iters)
         table = sampled_map.table
         start = self.start_points(feat_size, table.dtype, table.device)
-        points = start.expand(len(feat), -1, -1)
+        points = start.expand(feat.shape[0], -1, -1)
         tokens = None
         trajectory = []
         for iteration in range(self.num_iters):

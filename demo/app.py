@@ -1,0 +1,254 @@
+# Copyright (c) mmpsvit contributors.
+"""A page that shows where a network looks: drop an image, watch the points move.
+
+    python demo/app.py
+    python demo/app.py --config CONFIG --checkpoint CHECKPOINT --port 8000
+
+It starts with the network of ``make demo``, listens on this machine only, and asks
+nothing of the internet. Others can reach it with ``--host 0.0.0.0``; there is no
+password.
+"""
+
+import argparse
+import html
+import os
+import sys
+from pathlib import Path
+
+# Before Gradio is imported: it asks for this when it is.
+os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
+
+import gradio as gr
+import torch
+from looker import NO_CHECKPOINT, TOP, Look, Looker, LookError
+from mmengine.logging import MMLogger
+
+from mmpsvit.engine import use_safe_loading
+from mmpsvit.visualization import sampling_picture
+
+TITLE = 'Where does it look?'
+INTRO = f"""# {TITLE}
+PS-ViT samples its tokens at points that it moves, iteration by iteration: drop an
+image, and move the slider."""
+LEGEND = """<p class="legend"><span style="color:#98a1ab">●</span> start grid&emsp;
+<span style="color:#c9a400">━</span> path&emsp;
+<span style="color:#ff2d78">●</span> where this iteration looks</p>"""
+HINT = 'Drop an image, or click an example.'
+CSS = """
+.gradio-container {max-width: 1120px !important; margin: auto}
+.message {padding: .5em .9em; border-radius: 6px; background: #eef2f6; color: #253040}
+.message.bad {background: #fde8ec; color: #8c1231}
+.legend {text-align: center}
+#status, #status > * {padding: 0 !important}
+"""
+# Gradio's own fonts are fetched by name; those of the system are there.
+FONTS = dict(
+    font=[gr.themes.Font('system-ui'), gr.themes.Font('sans-serif')],
+    font_mono=[gr.themes.Font('ui-monospace'), gr.themes.Font('monospace')],
+)
+
+
+def message(text: str, bad: bool = False) -> str:
+    """A line for the page; the text may hold names of other people's files."""
+    return f'<p class="message{" bad" * bad}" role="status">{html.escape(text)}</p>'
+
+
+def draw(look: Look | None, iteration: int, paths: bool):
+    """Draw the points up to an iteration; 0 draws the image alone."""
+    if look is None:
+        return None
+    return sampling_picture(look.image, look.trajectory[: int(iteration)], paths)
+
+
+def build_page(looker: Looker) -> gr.Blocks:
+    """Build the page of a looker.
+
+    Args:
+        looker (Looker): What finds, loads and runs the networks. What it returns for
+            an image is kept per browser window: slider and paths only redraw.
+
+    Returns:
+        gr.Blocks: The page, to be launched.
+    """
+    examples = looker.examples()
+
+    def show(image: str | None, config: str, checkpoint: str | None, paths: bool):
+        """Look at an image; the values are for `shown` below."""
+        nothing = (image, None, gr.update(interactive=False), None, None)
+        if image is None:
+            bad = not checkpoint
+            return *nothing, message(NO_CHECKPOINT if bad else HINT, bad)
+        try:
+            look = looker.look(image, config, checkpoint)
+        except LookError as error:
+            return *nothing, message(str(error), bad=True)
+        count = len(look.trajectory)
+        height, width = look.image.shape[:2]
+        text = (
+            f'{Path(image).name}: {look.trajectory.shape[1]} points on {width} x '
+            f'{height} pixels, {count} iterations.'
+        )
+        slider = gr.update(maximum=count, value=count, interactive=True)
+        picture = draw(look, count, paths)
+        return image, look, slider, picture, look.scores, message(text)
+
+    def start(paths: bool):
+        """List the files anew, and look at the first example if there is a network."""
+        config, checkpoint = looker.config, looker.checkpoint
+        image = examples[0] if checkpoint and examples else None
+        return (
+            gr.update(choices=looker.configs(), value=config),
+            gr.update(choices=looker.checkpoints(), value=checkpoint),
+            *show(image, config, checkpoint, paths),
+        )
+
+    def show_example(chosen: gr.SelectData, config: str, checkpoint: str, paths: bool):
+        return show(examples[chosen.index], config, checkpoint, paths)
+
+    with gr.Blocks(
+        title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)
+    ) as page:
+        image, look = gr.State(None), gr.State(None)
+        gr.Markdown(INTRO)
+        status = gr.HTML(elem_id='status')
+        with gr.Row():
+            with gr.Column(scale=5, min_width=340):
+                upload = gr.File(
+                    label='Image', file_types=['image'], height=170, elem_id='upload'
+                )
+                gallery = gr.Gallery(
+                    examples,
+                    show_label=False,
+                    columns=3,
+                    height=250,
+                    object_fit='contain',
+                    allow_preview=False,
+                    interactive=False,
+                    buttons=[],
+                    visible=bool(examples),
+                    elem_id='examples',
+                )
+                scores = gr.Label(
+                    label=f'Top {TOP} classes', show_heading=False, elem_id='scores'
+                )
+            with gr.Column(scale=8, min_width=340):
+                picture = gr.Image(
+                    label='Where it looks',
+                    show_label=False,
+                    format='png',
+                    height=560,
+                    interactive=False,
+                    buttons=['download', 'fullscreen'],
+                    elem_id='picture',
+                )
+                gr.HTML(LEGEND)
+                iteration = gr.Slider(
+                    0,
+                    4,
+                    value=4,
+                    step=1,
+                    label='Iteration',
+                    info='0: the image alone. 1: the start grid.',
+                    interactive=False,
+                    buttons=[],
+                    elem_id='iteration',
+                )
+                paths = gr.Checkbox(
+                    True, label='Start grid and paths', container=False, elem_id='paths'
+                )
+        with gr.Row():
+            config = gr.Dropdown(
+                label='Config', allow_custom_value=True, elem_id='config'
+            )
+            checkpoint = gr.Dropdown(
+                label='Checkpoint', allow_custom_value=True, elem_id='checkpoint'
+            )
+
+        shown = [image, look, iteration, picture, scores, status]
+        network = [config, checkpoint, paths]
+        hidden = dict(api_visibility='private')
+        page.load(start, [paths], [config, checkpoint, *shown], **hidden)
+        # Emptied afterwards: the next image can be dropped at once.
+        upload.upload(show, [upload, *network], shown, **hidden).then(
+            lambda: None, None, upload, **hidden
+        )
+        gallery.select(show_example, network, shown, **hidden)
+        for field in (config, checkpoint):
+            field.input(show, [image, *network], shown, **hidden)
+        for field in (iteration, paths):
+            field.input(
+                draw,
+                [look, iteration, paths],
+                picture,
+                show_progress='hidden',
+                trigger_mode='always_last',
+                **hidden,
+            )
+    return page
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse and check the command line."""
+    parser = argparse.ArgumentParser(description='Show where a network looks')
+    parser.add_argument('--config', help='config file (default: that of make demo)')
+    parser.add_argument(
+        '--checkpoint', help='checkpoint file (default: what make demo left)'
+    )
+    parser.add_argument(
+        '--host',
+        default='127.0.0.1',
+        help='address to listen on (default: 127.0.0.1, this machine only)',
+    )
+    parser.add_argument(
+        '--port', type=int, default=7860, help='port to listen on (default: 7860)'
+    )
+    parser.add_argument('--device', default='cpu', help='device (default: cpu)')
+    args = parser.parse_args()
+    for name in ('config', 'checkpoint'):
+        path = getattr(args, name)
+        if path is not None and not Path(path).expanduser().is_file():
+            parser.error(f'argument --{name}: {path} does not exist')
+    if not 0 < args.port < 65536:
+        parser.error(f'argument --port: must be from 1 to 65535, got {args.port}')
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split('\n')[0]
+        parser.error(f'argument --device: {args.device} cannot be used ({reason})')
+    return args
+
+
+def main() -> None:
+    """Serve the page until it is interrupted."""
+    args = parse_args()
+    use_safe_loading()
+    # Otherwise the library's remarks on every network fill the terminal.
+    MMLogger.get_instance('demo', log_level='WARNING')
+    looker = Looker(args.config, args.checkpoint, args.device)
+    if looker.checkpoint is None:
+        print(NO_CHECKPOINT, file=sys.stderr)
+    page = build_page(looker)
+    try:
+        _, url, _ = page.launch(
+            server_name=args.host,
+            server_port=args.port,
+            share=False,
+            ssr_mode=False,
+            mcp_server=False,
+            run_history=False,
+            footer_links=[],
+            max_file_size='20mb',
+            theme=gr.themes.Default(primary_hue='pink', **FONTS),
+            css=CSS,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        reason = ' '.join(str(error).split())
+        sys.exit(f'app.py: error: cannot listen on {args.host}:{args.port} ({reason})')
+    print(f'Open {url} in a browser; Ctrl+C ends this.', flush=True)
+    page.block_thread()
+
+
+if __name__ == '__main__':
+    main()

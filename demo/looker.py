@@ -1,0 +1,297 @@
+# Copyright (c) mmpsvit contributors.
+"""What the demo page knows of networks: finds them, loads them, runs them on images."""
+
+# isort: off
+import mmpsvit  # noqa: F401  First: it says what to install if something is missing.
+# isort: on
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import mmcv
+import numpy as np
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.model import BaseModel
+from PIL import Image
+
+from mmpsvit.engine import CheckpointError, load_checkpoint
+from mmpsvit.models.pretrained import CheckpointMisfitError
+from mmpsvit.visualization import (
+    SampledImage,
+    build_trained,
+    class_name,
+    find_sampler,
+    sample_images,
+    spread_indices,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO_CONFIG = 'configs/cluttered_digits/psvit.py'
+DEMO_WORK_DIR = 'work_dirs/demo'
+DEMO_IMAGES = 'data/cluttered_digits/val'
+NO_CHECKPOINT = (
+    'There is no checkpoint: run `make demo` first, or give --config and --checkpoint.'
+)
+TOP = 5
+# Without a resize in the config, a photo would fill the memory with feature maps.
+MAX_SIDE = 1024
+
+
+class LookError(Exception):
+    """A mistake of the user, told in one sentence."""
+
+
+class Look(NamedTuple):
+    """What the page shows of an image.
+
+    Attributes:
+        image (np.ndarray): The network's input, RGB, (H, W, 3), uint8.
+        trajectory (np.ndarray): The points of every iteration, (num_iters, N, 2),
+            (x, y) in pixels.
+        scores (dict[str, float]): The best classes, by name, best first.
+    """
+
+    image: np.ndarray
+    trajectory: np.ndarray
+    scores: dict[str, float]
+
+
+class Network(NamedTuple):
+    """A loaded network with what surrounds it."""
+
+    model: BaseModel
+    classes: list[str]
+    pipeline: Compose
+    reads_files: bool  # or takes the RGB arrays of a data set such as CIFAR
+
+
+class Looker:
+    """Runs networks of a checkout on images, one at a time.
+
+    A config is a program, and the page may be open to others. So only configs below
+    ``configs/`` and checkpoints below ``work_dirs/`` are read, and those given here.
+
+    Args:
+        config (str, optional): A config file of any folder. Defaults to that of
+            ``make demo``.
+        checkpoint (str, optional): A checkpoint of any folder. Defaults to what
+            ``make demo`` left, if the config is its config.
+        device (str): Where the networks run. Defaults to 'cpu'.
+        root (Path): The checkout.
+    """
+
+    def __init__(
+        self,
+        config: str | None = None,
+        checkpoint: str | None = None,
+        device: str = 'cpu',
+        root: Path = ROOT,
+    ) -> None:
+        self.root = root.resolve()
+        self.device = device
+        self.config = self._name(config) if config else DEMO_CONFIG
+        self._given = self._name(checkpoint) if checkpoint else None
+        self._lock = threading.Lock()
+        self._loaded: tuple[tuple, Network] | None = None
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The checkpoint to start with, if there is one."""
+        if self._given or self.config != DEMO_CONFIG:
+            return self._given
+        pointer = self.root / DEMO_WORK_DIR / 'last_checkpoint'
+        if not pointer.is_file():
+            return None
+        # Only the name, since the checkout may have moved.
+        path = pointer.parent / Path(pointer.read_text().strip()).name
+        return self._name(path) if path.is_file() else None
+
+    def configs(self) -> list[str]:
+        """The config to start with, and the classifiers' configs of the checkout."""
+        found = (
+            self._name(path)
+            for path in sorted((self.root / 'configs').rglob('*.py'))
+            if not {'_base_', 'mmdet', 'mmseg'} & set(path.parts)
+        )
+        return list(dict.fromkeys([self.config, *found]))
+
+    def checkpoints(self) -> list[str]:
+        """The checkpoint to start with, and all below ``work_dirs/``."""
+        found = map(self._name, sorted((self.root / 'work_dirs').rglob('*.pth')))
+        first = [self.checkpoint] if self.checkpoint else []
+        return list(dict.fromkeys([*first, *found]))
+
+    def examples(self, count: int = 6) -> list[str]:
+        """Images of the generated digits, if there are any."""
+        found = sorted((self.root / DEMO_IMAGES).rglob('*.png'))
+        return [str(found[index]) for index in spread_indices(len(found), count)]
+
+    def look(self, image: str, config: str, checkpoint: str | None) -> Look:
+        """Run a network on an image.
+
+        Args:
+            image (str): An image file.
+            config (str): The config, as listed or as a path.
+            checkpoint (str, optional): The checkpoint, as listed or as a path.
+
+        Returns:
+            Look: What to show.
+
+        Raises:
+            LookError: If a file is missing, damaged, or does not fit.
+        """
+        # One at a time: the model is shared, and its points are recorded by a hook.
+        with self._lock:
+            network = self._network(config, checkpoint)
+            item = pack_image(network, image)
+            sampled = run(network, item, config)
+        return Look(sampled.image, sampled.trajectory, best_classes(network, sampled))
+
+    def _name(self, path: str | Path) -> str:
+        """A path as the page shows it: relative to the checkout, if it is in there."""
+        path = Path(path).expanduser().resolve()
+        inside = path.is_relative_to(self.root)
+        return str(path.relative_to(self.root) if inside else path)
+
+    def _find(self, name: str, kind: str, folder: str, given: str | None) -> Path:
+        """The file that the page names, if the page may name it."""
+        path = (self.root / Path(name.strip()).expanduser()).resolve()
+        inside = path.is_relative_to(self.root / folder)
+        if not inside and self._name(path) != given:
+            raise LookError(
+                f'The {kind} {name} is not below {folder}/; start the page with '
+                f'--{kind} to use it.'
+            )
+        if not path.is_file():
+            raise LookError(f'The {kind} {name} does not exist.')
+        return path
+
+    def _network(self, config: str, checkpoint: str | None) -> Network:
+        """Load a network, or take the last one if it is the same."""
+        if not checkpoint:
+            raise LookError(NO_CHECKPOINT)
+        paths = (
+            self._find(config or '', 'config', 'configs', self.config),
+            self._find(checkpoint, 'checkpoint', 'work_dirs', self._given),
+        )
+        key = tuple((path, path.stat().st_mtime_ns) for path in paths)
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = (key, load_network(*paths, checkpoint, self.device))
+        return self._loaded[1]
+
+
+def load_network(config: Path, checkpoint: Path, name: str, device: str) -> Network:
+    """Load a network safely.
+
+    Raises:
+        LookError: If the files cannot be read, or do not fit each other.
+    """
+    try:
+        cfg = Config.fromfile(config)
+        transforms = cfg.test_dataloader.dataset.pipeline
+    # A config is a program and can raise anything.
+    except Exception as error:
+        raise LookError(
+            f'The config {config.name} cannot be used: {one_line(error)}.'
+        ) from error
+    try:
+        model, classes = build_trained(cfg, load_checkpoint(checkpoint, 'cpu'), name)
+        find_sampler(model)
+    except (CheckpointError, CheckpointMisfitError) as error:
+        raise LookError(f'The {one_line(error)}.') from error
+    except Exception as error:
+        raise LookError(
+            f'The network of {config.name} cannot be shown: {one_line(error)}.'
+        ) from error
+    types = [transform['type'].split('.')[-1] for transform in transforms]
+    pipeline = Compose(
+        [
+            transform
+            for transform, kind in zip(transforms, types, strict=True)
+            if not kind.startswith('Load')
+        ]
+    )
+    reads_files = 'LoadImageFromFile' in types
+    return Network(model.to(device), classes, pipeline, reads_files)
+
+
+def pack_image(network: Network, path: str) -> dict:
+    """Read an image file and pass it through the pipeline of the config.
+
+    Raises:
+        LookError: If the file is no image, or the pipeline refuses it.
+    """
+    name = Path(path).name
+    try:
+        with Image.open(path) as opened:
+            opened.verify()
+        # What LoadImageFromFile does; it turns photos as their cameras say.
+        image = mmcv.imfrombytes(Path(path).read_bytes(), channel_order='rgb')
+        scale = MAX_SIDE / max(image.shape[:2])
+    # What a damaged file makes the decoders raise can be anything.
+    except Exception as error:
+        raise LookError(f'{name} cannot be read as an image.') from error
+    if scale < 1:
+        image = mmcv.imrescale(image, scale)
+    size = image.shape[:2]
+    results = dict(img=image, img_shape=size, ori_shape=size)
+    if network.reads_files:
+        # As from LoadImageFromFile, which gives BGR.
+        results.update(img=image[..., ::-1].copy(), img_path=path)
+    try:
+        return network.pipeline(results)
+    except Exception as error:
+        raise LookError(
+            f'The pipeline of the config refuses {name}: {one_line(error)}.'
+        ) from error
+
+
+def run(network: Network, item: dict, config: str) -> SampledImage:
+    """Run a network on a packed image.
+
+    Raises:
+        LookError: If the network does not take the image, or is no classifier.
+    """
+    height, width = item['inputs'].shape[-2:]
+    try:
+        (sampled,) = sample_images(network.model, [item])
+    except (RuntimeError, ValueError) as error:
+        raise LookError(
+            f'The network does not take an image of {width} x {height} pixels: '
+            f'{one_line(error)}.'
+        ) from error
+    if 'pred_score' not in sampled.prediction:
+        raise LookError(
+            f'{config} is no classifier; tools/visualization/vis_sampling.py draws the '
+            'points of detectors.'
+        )
+    return sampled
+
+
+def best_classes(network: Network, sampled: SampledImage) -> dict[str, float]:
+    """The best classes with their scores, best first."""
+    scores = sampled.prediction.pred_score
+    best = scores.topk(min(TOP, len(scores)))
+    return dict(
+        zip(
+            distinct(best.indices.tolist(), network.classes),
+            best.values.tolist(),
+            strict=True,
+        )
+    )
+
+
+def distinct(labels: list[int], classes: list[str]) -> Iterator[str]:
+    """Names of classes, with their numbers where names repeat, as ImageNet's do."""
+    names = [class_name(label, classes) for label in labels]
+    for label, name in zip(labels, names, strict=True):
+        yield f'{name} ({label})' if names.count(name) > 1 else name
+
+
+def one_line(error: Exception, limit: int = 300) -> str:
+    """An error's text on one line, without the full stop at its end."""
+    text = ' '.join(str(error).split()) or type(error).__name__
+    return text[:limit].rstrip('.')

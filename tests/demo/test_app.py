@@ -1,0 +1,227 @@
+# Copyright (c) mmpsvit contributors.
+"""What the demo page does behind the browser: networks, images, messages."""
+
+import importlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmpretrain import ImageClassificationInferencer
+from PIL import Image
+
+pytest.importorskip('gradio', reason='the demo needs gradio: pip install -e .[demo]')
+
+CONFIG = 'configs/cluttered_digits/psvit.py'
+CHECKPOINT = 'work_dirs/demo/iter_2.pth'
+
+
+@pytest.fixture
+def demo(root, monkeypatch):
+    """Import a module of the demo."""
+    monkeypatch.syspath_prepend(str(root / 'demo'))
+    return importlib.import_module
+
+
+@pytest.fixture
+def looker(demo, checkout):
+    return demo('looker').Looker(root=checkout)
+
+
+def test_starts_with_what_make_demo_left(demo, looker, checkout):
+    assert looker.config == CONFIG
+    assert looker.checkpoint == CHECKPOINT
+    assert looker.checkpoints() == [CHECKPOINT]
+    configs = looker.configs()
+    assert configs[0] == CONFIG and configs.count(CONFIG) == 1
+    assert 'configs/psvit/b14.py' in configs
+    assert not any('_base_' in name or 'mmdet' in name for name in configs)
+    assert [Path(path).name for path in looker.examples()] == [
+        '000000.png',
+        '000001.png',
+    ]
+    # The demo's checkpoint belongs to the demo's config.
+    other = str(checkout / 'configs' / 'psvit' / 'ti14.py')
+    assert demo('looker').Looker(config=other, root=checkout).checkpoint is None
+
+
+def test_looks_as_the_inferencer_does(looker, checkout):
+    image = looker.examples()[0]
+    look = looker.look(image, CONFIG, CHECKPOINT)
+    np.testing.assert_array_equal(look.image, np.asarray(Image.open(image)))
+    # 6 x 6 points on 48 x 40 pixels, iteration 1 on the grid, and moving.
+    assert look.trajectory.shape == (4, 36, 2)
+    x, y = look.trajectory[0, 0]
+    assert 0 < x < 8 and 0 < y < 40 / 6
+    assert np.abs(look.trajectory[3] - look.trajectory[0]).max() > 0.5
+
+    cfg = Config.fromfile(checkout / CONFIG)
+    inferencer = ImageClassificationInferencer(
+        cfg, pretrained=str(checkout / CHECKPOINT), device='cpu'
+    )
+    (expected,) = inferencer(image)
+    scores = expected['pred_scores']
+    best = np.argsort(-scores)[:5]
+    np.testing.assert_allclose([*look.scores.values()], scores[best], rtol=1e-4)
+    names = [name.split()[0] for name in look.scores]
+    assert names == [inferencer.classes[label] for label in best]
+
+
+def test_names_that_repeat_get_their_numbers(demo):
+    names = demo('looker').distinct([9, 1, 8], [*'01234567', 'crane', 'crane'])
+    assert list(names) == ['crane (9)', '1', 'crane (8)']
+
+
+def test_network_of_arrays(looker, checkout):
+    """A config for RGB arrays, as of CIFAR, sees the colours that files have."""
+    config = checkout / 'configs' / 'arrays.py'
+    config.write_text(
+        "_base_ = 'cluttered_digits/psvit.py'\n"
+        'data_preprocessor = dict(to_rgb=False)\n'
+        "pipeline = [dict(type='PackInputs')]\n"
+        'test_dataloader = dict(dataset=dict(pipeline=pipeline))\n'
+    )
+    image = looker.examples()[0]
+    files = looker.look(image, CONFIG, CHECKPOINT)
+    arrays = looker.look(image, 'configs/arrays.py', CHECKPOINT)
+    np.testing.assert_array_equal(arrays.image, files.image)
+    assert arrays.scores == pytest.approx(files.scores)
+
+
+def test_photos_are_turned_and_shrunk(looker, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.new('RGB', (2048, 512), 'red').save(tmp_path / 'photo.jpg', exif=exif)
+    look = looker.look(str(tmp_path / 'photo.jpg'), CONFIG, CHECKPOINT)
+    assert look.image.shape == (1024, 256, 3)
+    assert look.image[..., 0].min() > 200 > 50 > look.image[..., 2].max()
+
+
+def test_replaced_checkpoint_is_loaded_again(looker, checkout):
+    image = looker.examples()[0]
+    before = looker.look(image, CONFIG, CHECKPOINT)
+    loaded = torch.load(checkout / CHECKPOINT)
+    loaded['state_dict']['head.layers.head.bias'][3] += 100
+    torch.save(loaded, checkout / CHECKPOINT)
+    os.utime(checkout / CHECKPOINT, (0, 0))
+    after = looker.look(image, CONFIG, CHECKPOINT)
+    assert next(iter(after.scores.items())) == ('3', pytest.approx(1))
+    assert before.scores != after.scores
+
+
+def test_mistakes_are_told_in_one_sentence(demo, looker, checkout, tmp_path):
+    trap = tmp_path / 'executed'
+
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(trap),)
+
+    works = checkout / 'work_dirs'
+    image = looker.examples()[0]
+    torch.save(dict(state_dict=Malicious()), works / 'strange.pth')
+    (works / 'damaged.pth').write_bytes(b'no zip')
+    torch.save([1, 2], works / 'list.pth')
+    (works / 'secret.py').write_text(f'import os\nos.mkdir({str(trap)!r})\n')
+    (checkout / 'configs' / 'broken.py').write_text('model = dict(\n')
+    text = tmp_path / 'text.png'
+    text.write_text('no image')
+    empty = tmp_path / 'empty.png'
+    empty.write_bytes(b'')
+    cut = tmp_path / 'cut.png'
+    cut.write_bytes(Path(image).read_bytes()[:2000])
+    ti14 = 'configs/psvit/ti14.py'
+    for arguments, expected in (
+        ((image, CONFIG, None), 'There is no checkpoint: run `make demo` first'),
+        ((image, CONFIG, 'work_dirs/no.pth'), 'The checkpoint work_dirs/no.pth does'),
+        (
+            (image, CONFIG, str(text)),
+            'is not below work_dirs/; start the page with --c',
+        ),
+        ((image, CONFIG, 'work_dirs/../../x.pth'), 'is not below work_dirs/'),
+        ((image, CONFIG, 'work_dirs/strange.pth'), 'strange.pth is refused'),
+        ((image, CONFIG, 'work_dirs/damaged.pth'), 'damaged.pth '),
+        ((image, CONFIG, 'work_dirs/list.pth'), 'it holds a list, no weights'),
+        ((image, ti14, CHECKPOINT), f'{CHECKPOINT} does not fit the config: '),
+        ((image, 'configs/no.py', CHECKPOINT), 'The config configs/no.py does not'),
+        ((image, 'configs/broken.py', CHECKPOINT), 'config broken.py cannot be used'),
+        ((image, 'work_dirs/secret.py', CHECKPOINT), 'is not below configs/'),
+        ((image, '', CHECKPOINT), 'is not below configs/'),
+        ((str(text), CONFIG, CHECKPOINT), 'text.png cannot be read as an image.'),
+        ((str(empty), CONFIG, CHECKPOINT), 'empty.png cannot be read as an image.'),
+        ((str(cut), CONFIG, CHECKPOINT), 'cut.png cannot be read as an image.'),
+    ):
+        with pytest.raises(demo('looker').LookError) as raised:
+            looker.look(*arguments)
+        told = str(raised.value)
+        assert expected in told
+        assert '\n' not in told and told[-1] == '.'
+        assert not trap.exists()
+    # It still works.
+    looker.look(image, CONFIG, CHECKPOINT)
+
+
+def test_files_of_other_folders_are_given_at_the_start(demo, checkout, tmp_path):
+    """What the command line names may lie anywhere."""
+    config, checkpoint = tmp_path / 'mine.py', tmp_path / 'mine.pth'
+    config.write_text(f'_base_ = {str(checkout / CONFIG)!r}\n')
+    (checkout / CHECKPOINT).rename(checkpoint)
+    looker = demo('looker').Looker(str(config), str(checkpoint), root=checkout)
+    assert looker.configs()[0] == str(config)
+    assert looker.checkpoints() == [str(checkpoint)]
+    look = looker.look(looker.examples()[0], looker.config, looker.checkpoint)
+    assert len(look.scores) == 5
+
+
+def test_pictures(demo, looker):
+    draw = demo('app').draw
+    look = looker.look(looker.examples()[0], CONFIG, CHECKPOINT)
+    alone = draw(look, 0, True)
+    assert alone.shape == (600, 720, 3)
+    # Nearest neighbours: every pixel of the image is a square of 15.
+    np.testing.assert_array_equal(alone[7::15, 7::15], look.image)
+    pictures = [draw(look, iteration, True) for iteration in range(1, 5)]
+    pictures.append(draw(look, 4, False))
+    for index, picture in enumerate(pictures):
+        assert picture.shape == alone.shape
+        for other in [alone, *pictures[:index]]:
+            assert (picture != other).any()
+    assert draw(None, 2, True) is None
+
+
+def test_page_asks_nothing_of_the_internet(demo, looker):
+    page = demo('app').build_page(looker)
+    config = page.get_config_file()
+    assert config['analytics_enabled'] is False
+    assert os.environ['GRADIO_ANALYTICS_ENABLED'] == 'False'
+    # Nothing but the page itself calls what stands behind it.
+    assert {each['api_visibility'] for each in config['dependencies']} == {'private'}
+
+
+def test_text_of_others_is_not_html(demo):
+    assert demo('app').message('<img src=x>.png', bad=True) == (
+        '<p class="message bad" role="status">&lt;img src=x&gt;.png</p>'
+    )
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [
+        (['--config', 'no.py'], 'argument --config: no.py does not exist'),
+        (['--checkpoint', 'no.pth'], 'argument --checkpoint: no.pth does not exist'),
+        (['--port', '0'], 'argument --port: must be from 1 to 65535, got 0'),
+        (['--device', 'abacus'], 'argument --device: abacus cannot be used'),
+    ],
+)
+def test_command_line_mistakes(demo, arguments, expected, monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['app.py', *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        demo('app').parse_args()
+    assert stopped.value.code == 2
+    assert f'app.py: error: {expected}' in capsys.readouterr().err
+
+
+def test_listens_on_this_machine_only(demo, monkeypatch):
+    monkeypatch.setattr('sys.argv', ['app.py'])
+    assert demo('app').parse_args().host == '127.0.0.1'
