@@ -64,6 +64,10 @@ class FiniteLossHook(Hook):
         if self.every_n_train_iters(runner, self.interval):
             self._check(runner)
 
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Read the losses of an epoch, before its checkpoint is written."""
+        self._check(runner)
+
     def before_val(self, runner: Runner) -> None:
         """Do not validate what is lost."""
         self._check(runner)
@@ -73,8 +77,12 @@ class FiniteLossHook(Hook):
         self._check(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Refuse to write a checkpoint that nothing could go on from."""
-        self._check(runner)
+        """Refuse to write a checkpoint that nothing could go on from.
+
+        MMEngine calls this in the main process only. A loss that another process saw
+        has reached the weights of this one by its gradients.
+        """
+        self._raise(runner, self._first)
         model = runner.model
         if is_model_wrapper(model):
             model = model.module
@@ -97,11 +105,14 @@ class FiniteLossHook(Hook):
             return
         # Another process may have seen it, and this one would wait for it for ever.
         all_reduce(self._first, 'min')
-        first = int(self._first)
-        self._first = None
-        if first < _NEVER:
+        first, self._first = self._first, None
+        self._raise(runner, first)
+
+    def _raise(self, runner: Runner, first: Tensor | None) -> None:
+        iteration = _NEVER if first is None else int(first)
+        if iteration < _NEVER:
             raise NonFiniteLossError(
-                f'the loss of iteration {first} is not finite; {self._last(runner)}'
+                f'the loss of iteration {iteration} is not finite; {self._last(runner)}'
             )
 
     def _last(self, runner: Runner) -> str:

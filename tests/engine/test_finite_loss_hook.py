@@ -94,7 +94,11 @@ def _see_loss(rank: int, port: str, folder: str) -> None:
         for iteration in range(4):
             loss = math.nan if rank == 1 and iteration == 2 else 1.0
             runner = SimpleNamespace(iter=iteration, work_dir=folder)
+            runner.model = torch.nn.Linear(1, 1)
             hook.after_train_iter(runner, 0, outputs=dict(loss=torch.tensor(loss)))
+            if rank == 0:  # as MMEngine does
+                state = runner.model.state_dict()
+                hook.before_save_checkpoint(runner, dict(state_dict=state))
     except NonFiniteLossError as error:
         with open(f'{folder}/{rank}.txt', 'w', encoding='utf-8') as file:
             file.write(str(error))

@@ -7,7 +7,6 @@ import gc
 import itertools
 import json
 import os
-import platform
 import random
 import shlex
 import statistics
@@ -17,17 +16,14 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, S
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import mmcv
-import mmengine
-import mmpretrain
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-import mmpsvit
+from mmpsvit.engine.atomic_backend import AtomicBackend
+from mmpsvit.engine.machine import processor_name, stack_versions
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'psvit'
 # Relative: a default that is printed and written has no folders of one machine.
@@ -219,29 +215,17 @@ def measure(
     return figures
 
 
-def _processor() -> str:
-    """The name of the processor."""
-    try:
-        lines = Path('/proc/cpuinfo').read_text().split('\n')
-    except OSError:  # not Linux
-        lines = []
-    names = [line.split(':')[1].strip() for line in lines if 'model name' in line]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def describe(device: torch.device | None = None) -> dict:
     """What the figures depend on: machine, versions, command, date."""
-    name = _processor()
+    name = processor_name()
     if device is not None and device.type == 'cuda':
         name = torch.cuda.get_device_name(device)
-    modules = (torch, torchvision, mmengine, mmcv, mmpretrain, mmpsvit)
-    versions = {module.__name__: module.__version__ for module in modules}
     return {
         'device': name,
         'threads': torch.get_num_threads(),
         'date': datetime.date.today().isoformat(),
         'command': shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        'versions': {'python': platform.python_version(), **versions},
+        'versions': stack_versions(),
     }
 
 
@@ -269,12 +253,9 @@ def mebibytes(count: int | None) -> str:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{os.getpid()}.{path.name}')
+    """Write a file, which is then there in full or not at all."""
     data = content.encode() if isinstance(content, str) else content
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    AtomicBackend().put(data, path)
 
 
 def report(

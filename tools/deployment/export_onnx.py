@@ -34,6 +34,7 @@ from mmpretrain.models import ClsHead, ImageClassifier
 from mmpretrain.models.utils import ClsDataPreprocessor
 from mmpretrain.registry import DATASETS
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from mmpsvit.engine import load_checkpoint
 from mmpsvit.engine.cli import read_config, run_main
@@ -345,18 +346,18 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
     target = Path(args.out)
     temporary = target.with_name(f'.{os.getpid()}.{target.name}')
     write, open_file = FORMATS[target.suffix]
+    swaps = takes_bgr or preprocessor.to_rgb
+    errors = {}
     try:
-        sampling = write(scorer, example, dynamic, metadata, temporary)
-        run = open_file(temporary)
-        errors = {
-            size: compare(
-                run,
-                classifier,
-                make_images(size, args.shape),
-                takes_bgr or preprocessor.to_rgb,
-            )
-            for size in batch_sizes
-        }
+        with tqdm(total=1 + len(batch_sizes), leave=False, disable=None) as progress:
+            progress.set_description('exporting')
+            sampling = write(scorer, example, dynamic, metadata, temporary)
+            run = open_file(temporary)
+            for size in batch_sizes:
+                progress.update()
+                progress.set_description(f'comparing a batch of {size}')
+                images = make_images(size, args.shape)
+                errors[size] = compare(run, classifier, images, swaps)
         for size, error in errors.items():
             print(f'largest relative error, batch of {size}: {error:.1e}')
         if max(errors.values()) > TOLERANCE:

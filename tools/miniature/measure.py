@@ -8,7 +8,7 @@ inside the box of the digit, in every iteration. `tools/reproduce_mini.py` calls
 """
 
 # isort: off
-import mmpsvit
+import mmpsvit  # noqa: F401  First: it says what to install if something is missing.
 # isort: on
 
 import argparse
@@ -20,12 +20,8 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-import mmcv
-import mmengine
-import mmpretrain
 import numpy as np
 import torch
-import torchvision
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
@@ -34,7 +30,9 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from mmpsvit.engine import load_checkpoint
+from mmpsvit.engine.atomic_backend import AtomicBackend
 from mmpsvit.engine.cli import read_config, run_main, set_dataloader_defaults
+from mmpsvit.engine.machine import processor_name, stack_versions
 from mmpsvit.models import ProgressiveSampling
 from mmpsvit.visualization import record_sampling
 
@@ -112,27 +110,15 @@ def _recorded(model: BaseModel) -> Iterator[list[np.ndarray]]:
 
 def describe_machine() -> dict:
     """What the figures were computed with, and when."""
-    modules = (torch, torchvision, np, mmengine, mmcv, mmpretrain, mmpsvit)
     return {
-        'versions': {
-            'python': platform.python_version(),
-            **{module.__name__: module.__version__ for module in modules},
-        },
+        'versions': stack_versions(),
         'machine': {
-            'cpu': _cpu_name(),
+            'cpu': processor_name(),
             'cores': os.cpu_count(),
             'system': platform.system(),
         },
         'date': datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):  # not Linux
-        for line in Path('/proc/cpuinfo').read_text().split('\n'):
-            if line.startswith('model name'):
-                return line.split(':', 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:
@@ -147,9 +133,8 @@ def main() -> None:
     model = build_model(cfg, args.checkpoint)
     set_dataloader_defaults(cfg)
     measured = measure(model, Runner.build_dataloader(cfg.test_dataloader))
-    temporary = args.out.with_name(f'.{args.out.name}.tmp')
-    temporary.write_text(json.dumps({**measured, **describe_machine()}))
-    temporary.replace(args.out)
+    text = json.dumps({**measured, **describe_machine()})
+    AtomicBackend().put_text(text, args.out)
 
 
 if __name__ == '__main__':

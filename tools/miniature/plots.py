@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmpsvit.engine.atomic_backend import AtomicBackend
 from mmpsvit.engine.cli import set_dataloader_defaults
 from mmpsvit.visualization import draw_sampling, predict_sampling, spread_indices
 
@@ -26,7 +27,6 @@ from .plan import (
     Point,
     num_clutter,
 )
-from .results import write_atomic
 
 COLOURS = {
     'psvit': '#d81b60',
@@ -54,7 +54,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG; the same figure gives the same file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=100, metadata={'Software': None})
-    write_atomic(path, buffer.getvalue())
+    AtomicBackend().put(buffer.getvalue(), path)
 
 
 def _plot_points(
@@ -86,7 +86,7 @@ def _decorate(axes: Axes, xlabel: str, ylabel: str = 'top-1, %') -> None:
 
 def accuracy_figure(results: Results, steps: int) -> Figure:
     """Accuracy against N, against n, and against the canvas."""
-    figure = Figure(figsize=(12, 3.9), layout='constrained')
+    figure = Figure(figsize=(12, 4.2), layout='constrained')
     iters, points, canvases = figure.subplots(1, 3)
     style = dict(color=COLOURS['psvit'])
     _plot_points(
@@ -111,8 +111,10 @@ def accuracy_figure(results: Results, steps: int) -> Figure:
     _decorate(canvases, 'canvas, px (fragments)')
     canvases.set_xticks(CANVASES, [f'{c}\n({num_clutter(c)})' for c in CANVASES])
     canvases.set_ylim(0, 100)
-    if canvases.get_legend_handles_labels()[0]:
-        canvases.legend(fontsize=8, frameon=False)
+    handles = canvases.get_legend_handles_labels()
+    if handles[0]:
+        style = dict(ncols=4, fontsize=8, frameon=False)
+        figure.legend(*handles, loc='outside lower center', **style)
     figure.suptitle(
         f'After {steps} steps; bars: standard deviation over seeds', size=10
     )
@@ -121,7 +123,7 @@ def accuracy_figure(results: Results, steps: int) -> Figure:
 
 def curve_figure(results: Results, steps: int) -> Figure:
     """Accuracy against training steps: the budget, and the long runs."""
-    figure = Figure(figsize=(12, 4.2), layout='constrained')
+    figure = Figure(figsize=(12, 4.8), layout='constrained')
     short, long = figure.subplots(1, 2, sharey=True)
     for name, colour in COLOURS.items():
         curves = [np.array(result['curve']) for result in results[Point(name)]]
@@ -139,8 +141,11 @@ def curve_figure(results: Results, steps: int) -> Figure:
             long.plot(*curve, color=colour, linestyle='--', label=label)
     for axes in (short, long):
         _decorate(axes, 'training steps')
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8, frameon=False)
+    handles = long.get_legend_handles_labels()
+    if handles[0]:
+        # Below: there is no room between the curves.
+        style = dict(ncols=3, fontsize=8, frameon=False)
+        figure.legend(*handles, loc='outside lower center', **style)
     short.set(
         ylim=(0, 100), title=f'{steps} steps; band: standard deviation over seeds'
     )

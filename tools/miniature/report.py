@@ -8,6 +8,8 @@ from string import Template
 import numpy as np
 from analysis_tools.get_flops import analyse
 
+from mmpsvit.engine.atomic_backend import AtomicBackend
+
 from .jobs import Folders
 from .plan import (
     CANVASES,
@@ -43,7 +45,6 @@ from .results import (
     read_json,
     read_result,
     read_results,
-    write_atomic,
 )
 
 MISSING = 'missing'
@@ -93,7 +94,7 @@ def write_report(budget: Budget, folders: Folders) -> Path:
         **_pictures(results, budget, folders),
     )
     page = folders.out / 'README.md'
-    write_atomic(page, text.encode())
+    AtomicBackend().put_text(text, page)
     return page
 
 

@@ -2,11 +2,12 @@
 """Result files, one of each run, and the state that a run leaves in its work dir."""
 
 import json
-import os
 import statistics
 import subprocess
 from pathlib import Path
 from typing import Any
+
+from mmpsvit.engine.atomic_backend import AtomicBackend
 
 from .plan import CONTROLS, LONG, ROOT, Budget, Point, Run
 from .pool import JobError
@@ -14,17 +15,9 @@ from .pool import JobError
 CODE = ('mmpsvit', 'configs', 'tools', 'setup.py', 'pyproject.toml')
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.tmp')
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
 def write_json(path: Path, value: dict) -> None:
     """Write a JSON file that a version control shows well."""
-    write_atomic(path, (json.dumps(value, indent=1) + '\n').encode())
+    AtomicBackend().put_text(json.dumps(value, indent=1) + '\n', path)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
