@@ -71,7 +71,7 @@ setup(
         'onedl': ['onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain'],
         'mmdet': ['onedl-mmdetection'],
         'mmseg': ['onedl-mmsegmentation'],
-        'demo': ['gradio', 'scikit-learn', 'tqdm'],
+        'demo': ['gradio>=6.31', 'scikit-learn', 'tqdm'],
         'export': ['onnx', 'onnxruntime', 'onnxscript'],
         'test': [
             'hypothesis',

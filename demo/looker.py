@@ -18,6 +18,7 @@ from mmengine.model import BaseModel
 from PIL import Image
 
 from mmpsvit.engine import CheckpointError, load_checkpoint
+from mmpsvit.engine.image_check import MAX_SIDE_RATIO
 from mmpsvit.models.pretrained import CheckpointMisfitError
 from mmpsvit.visualization import (
     SampledImage,
@@ -158,8 +159,12 @@ class Looker:
 
     def _find(self, name: str, kind: str, folder: str, given: str | None) -> Path:
         """The file that the page names, if the page may name it."""
-        path = (self.root / Path(name.strip()).expanduser()).resolve()
-        inside = path.is_relative_to(self.root / folder)
+        try:
+            path = (self.root / Path(name.strip()).expanduser()).resolve()
+        # An unknown home folder, or a character that no path has.
+        except (RuntimeError, ValueError) as error:
+            raise LookError(f'The {kind} {name!r} is no path.') from error
+        inside = path.is_relative_to((self.root / folder).resolve())
         if not inside and self._name(path) != given:
             raise LookError(
                 f'The {kind} {name} is not below {folder}/; start the page with '
@@ -234,6 +239,11 @@ def pack_image(network: Network, path: str) -> dict:
     # What a damaged file makes the decoders raise can be anything.
     except Exception as error:
         raise LookError(f'{name} cannot be read as an image.') from error
+    if max(image.shape[:2]) > MAX_SIDE_RATIO * min(image.shape[:2]):
+        raise LookError(
+            f'{name} is too narrow: one side must be at most {MAX_SIDE_RATIO} times as '
+            'long as the other.'
+        )
     if scale < 1:
         image = mmcv.imrescale(image, scale)
     size = image.shape[:2]

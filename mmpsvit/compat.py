@@ -2,22 +2,21 @@
 """What PyTorch 2.1 to 2.5 lack of later releases, all in one place."""
 
 import _compat_pickle
-import io
 import os
 import pickle
-import zipfile
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import BinaryIO
 
 import torch
 from packaging.version import Version
+from torch.autograd.function import once_differentiable
 
 # Bound once: MMEngine may be given another one, see `use_safe_loading`.
 _torch_load = torch.load
-_IS_NEW = Version(torch.__version__) >= Version('2.6')
+IS_NEW_TORCH = Version(torch.__version__) >= Version('2.6')
 # Before, F.embedding_bag fails if its weights have a gradient and its table has none.
-BAG_NEEDS_GRADIENT_OF_TABLE = not _IS_NEW
+BAG_NEEDS_GRADIENT_OF_TABLE = not IS_NEW_TORCH
 # A class or function, under its own name or under another one.
 Allowed = Callable | tuple[Callable, str]
 
@@ -44,7 +43,7 @@ def load_weights(
     Raises:
         pickle.UnpicklingError: If the file names anything else.
     """
-    if _IS_NEW:
+    if IS_NEW_TORCH:
         with torch.serialization.safe_globals(list(allowed)):
             return _torch_load(file, map_location=map_location, weights_only=True)
     _refuse_torchscript(file)
@@ -85,16 +84,18 @@ def _restricted_pickle(allowed: Sequence[Allowed]) -> SimpleNamespace:
 
 
 def _refuse_torchscript(file: str | os.PathLike | BinaryIO) -> None:
-    """Refuse a program, which torch.load would hand on to another loader."""
-    if not isinstance(file, (str, os.PathLike, io.IOBase)):
-        return
-    start = file.tell() if isinstance(file, io.IOBase) else None
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
-            if any(name.endswith('/constants.pkl') for name in archive.namelist()):
-                raise pickle.UnpicklingError('it is a TorchScript program')
-    if start is not None:
-        file.seek(start)
+    """Refuse a program, which torch.load would hand on to another loader.
+
+    It is told as torch.load tells it: other readers of zip files may see other names.
+    """
+    serialization = torch.serialization
+    with serialization._open_file_like(file, 'rb') as opened:
+        start = opened.tell()
+        if serialization._is_zipfile(opened):
+            with serialization._open_zipfile_reader(opened) as archive:
+                if serialization._is_torchscript_zip(archive):
+                    raise pickle.UnpicklingError('it is a TorchScript program')
+        opened.seek(start)
 
 
 class _EagerOperator:
@@ -112,7 +113,8 @@ class _EagerOperator:
         methods = dict(
             forward=staticmethod(self._function),
             setup_context=staticmethod(setup_context),
-            backward=staticmethod(backward),
+            # As torch.library has it: no gradient of the gradient.
+            backward=staticmethod(once_differentiable(backward)),
         )
         self._call = type('Function', (torch.autograd.Function,), methods).apply
 

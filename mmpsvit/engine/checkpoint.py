@@ -117,15 +117,16 @@ def load_from_local(filename: str, map_location: str | None = None) -> dict:
 
 
 def load_from_http(filename: str, map_location: str | None = None) -> dict:
-    """MMEngine's loader of URLs: rank 0 downloads, then every rank loads."""
+    """MMEngine's loader of URLs: rank 0 downloads first, then who lacks the file."""
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
     path = folder / os.path.basename(urlparse(filename).path)
-    if get_rank() == 0 and not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        # Under another name until it is complete.
-        torch.hub.download_url_to_file(filename, str(path))
-    barrier()
     with _refusing(filename):
+        for is_my_turn in (get_rank() == 0, get_rank() != 0):
+            if is_my_turn and not path.is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+                # Under another name until it is complete.
+                torch.hub.download_url_to_file(filename, str(path))
+            barrier()
         return load_weights(path, map_location, _allowed_globals())
 
 

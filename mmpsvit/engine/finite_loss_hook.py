@@ -31,8 +31,9 @@ class FiniteLossHook(Hook):
         interval (int): Iterations between two readings. Defaults to 50.
 
     Raises:
-        NonFiniteLossError: In all processes alike. It names the first iteration whose
-            loss is not finite, and the last checkpoint.
+        NonFiniteLossError: In all processes alike; while a checkpoint is written, in
+            the main process only, and the launcher ends the others. It names the first
+            iteration whose loss is not finite, or a weight, and the last checkpoint.
     """
 
     def __init__(self, interval: int = 50) -> None:
@@ -90,7 +91,7 @@ class FiniteLossHook(Hook):
         # No buffers: some hold infinity on purpose.
         lost = [
             name
-            for name, _ in model.named_parameters()
+            for name in map(_plain_name, dict(model.named_parameters()))
             if name in weights and not weights[name].isfinite().all()
         ]
         if lost:
@@ -120,3 +121,8 @@ class FiniteLossHook(Hook):
         if checkpoint is None:
             return f'there is no checkpoint yet in {runner.work_dir}'
         return f'the last checkpoint, from before it, is {checkpoint}'
+
+
+def _plain_name(name: str) -> str:
+    """A parameter's name in a checkpoint; FSDP puts its wrappers into names."""
+    return name.replace('_fsdp_wrapped_module.', '')

@@ -131,6 +131,8 @@ def test_mistakes_are_told_in_one_sentence(demo, looker, checkout, tmp_path):
     empty.write_bytes(b'')
     cut = tmp_path / 'cut.png'
     cut.write_bytes(Path(image).read_bytes()[:2000])
+    line = tmp_path / 'line.png'
+    Image.new('RGB', (3000, 1)).save(line)
     ti14 = 'configs/psvit/ti14.py'
     for arguments, expected in (
         ((image, CONFIG, None), 'There is no checkpoint: run `make demo` first'),
@@ -140,6 +142,9 @@ def test_mistakes_are_told_in_one_sentence(demo, looker, checkout, tmp_path):
             'is not below work_dirs/; start the page with --c',
         ),
         ((image, CONFIG, 'work_dirs/../../x.pth'), 'is not below work_dirs/'),
+        ((image, CONFIG, '~nosuchuser/x.pth'), "'~nosuchuser/x.pth' is no path."),
+        ((image, CONFIG, 'work_dirs/\0'), 'is no path.'),
+        ((str(line), CONFIG, CHECKPOINT), 'line.png is too narrow: one side must be'),
         ((image, CONFIG, 'work_dirs/strange.pth'), 'strange.pth is refused'),
         ((image, CONFIG, 'work_dirs/damaged.pth'), 'damaged.pth '),
         ((image, CONFIG, 'work_dirs/list.pth'), 'it holds a list, no weights'),
@@ -160,6 +165,13 @@ def test_mistakes_are_told_in_one_sentence(demo, looker, checkout, tmp_path):
         assert not trap.exists()
     # It still works.
     looker.look(image, CONFIG, CHECKPOINT)
+
+
+def test_work_dirs_on_another_disk(looker, checkout, tmp_path):
+    elsewhere = tmp_path / 'disk'
+    (checkout / 'work_dirs').rename(elsewhere)
+    (checkout / 'work_dirs').symlink_to(elsewhere)
+    assert looker.look(looker.examples()[0], CONFIG, CHECKPOINT).scores
 
 
 def test_files_of_other_folders_are_given_at_the_start(demo, checkout, tmp_path):

@@ -165,3 +165,16 @@ def test_download_is_safe_too(tmp_path, restore_loaders, monkeypatch):
         with pytest.raises(UnsafeCheckpointError, match='is refused'):
             CheckpointLoader.load_checkpoint(name)
         assert not trap.exists()
+
+
+def test_failed_download_is_told_in_one_line(tmp_path, restore_loaders, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError('no route to host')
+
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.setattr('torch.hub.download_url_to_file', fail)
+    use_safe_loading()
+    with pytest.raises(
+        CheckpointError, match=r'example\.org/x\.pth .*no route to host'
+    ):
+        CheckpointLoader.load_checkpoint('https://example.org/x.pth')

@@ -102,6 +102,9 @@ def _see_loss(rank: int, port: str, folder: str) -> None:
     except NonFiniteLossError as error:
         with open(f'{folder}/{rank}.txt', 'w', encoding='utf-8') as file:
             file.write(str(error))
+    # Whoever leaves first would take the others' connections along.
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def test_all_processes_stop_together(tmp_path, free_port):

@@ -15,6 +15,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.apis import ImageClassificationInferencer
+from mmpretrain.models.utils import ClsDataPreprocessor
 from PIL import Image
 
 from mmpsvit import sample_points
@@ -239,6 +240,19 @@ def test_program(run_here, network, images, root, tmp_path, monkeypatch, capsys)
     # Those of RGB, like the input.
     normalisation = json.loads(scope['metadata']['normalisation'])
     assert normalisation == dict(in_graph=True, mean=MEAN[::-1], std=STD[::-1])
+
+
+@pytest.mark.parametrize('to_rgb', [False, True])
+@pytest.mark.parametrize(
+    ('first_step', 'gives_bgr'),
+    [('LoadImageFromFile', True), ('PackInputs', False)],
+)
+def test_colours(tool, first_step, gives_bgr, to_rgb):
+    """The network sees what the data set gives, or that swapped."""
+    dataset = dict(pipeline=[dict(type=first_step)])
+    cfg = Config(dict(test_dataloader=dict(dataset=dataset)))
+    preprocessor = ClsDataPreprocessor(to_rgb=to_rgb)
+    assert tool.takes_bgr_images(cfg, preprocessor) == (gives_bgr != to_rgb)
 
 
 def test_points_anywhere(tmp_path):

@@ -36,6 +36,7 @@ from mmpretrain.registry import DATASETS
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mmpsvit.compat import IS_NEW_TORCH
 from mmpsvit.engine import load_checkpoint
 from mmpsvit.engine.cli import read_config, run_main
 from mmpsvit.visualization import build_trained
@@ -119,6 +120,8 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
         parser.error('argument --batch-size: not with --dynamic-batch')
     if args.batch_size is not None and args.batch_size < 1:
         parser.error(f'argument --batch-size: must be > 0, got {args.batch_size}')
+    if not IS_NEW_TORCH:
+        parser.error(f'exporting needs PyTorch >= 2.6, got {torch.__version__}')
     _check_out(parser, Path(args.out))
     if not Path(args.checkpoint).is_file():
         parser.error(f'argument checkpoint: no file {args.checkpoint}')
@@ -171,13 +174,14 @@ def find_class_names(cfg: Config) -> list[str]:
 
 
 def takes_bgr_images(cfg: Config, preprocessor: ClsDataPreprocessor) -> bool:
-    """Whether the network sees BGR: read from files, which gives BGR, and not swapped.
+    """Whether the network sees BGR.
 
-    Data sets that hold arrays, such as CIFAR, give RGB.
+    Images read from files are BGR, those of data sets that hold arrays, such as CIFAR,
+    are RGB; the preprocessor may swap either.
     """
     pipeline = _dataset_of(cfg, 'test_dataloader').get('pipeline', ())
     reads_files = any('LoadImageFromFile' in str(step['type']) for step in pipeline)
-    return reads_files and not preprocessor.to_rgb
+    return reads_files != preprocessor.to_rgb
 
 
 def _dataset_of(cfg: Config, dataloader: str) -> dict:
@@ -297,7 +301,7 @@ def compare(
         run (Callable[[Tensor], Tensor]): Runs the file.
         classifier (ImageClassifier): The classifier.
         images (Tensor): RGB images (B, 3, H, W).
-        swaps (bool): Whether the classifier is given BGR images.
+        swaps (bool): Whether the classifier's data set gives it BGR images.
 
     Returns:
         float: The largest difference of a score, as a part of the largest score of the
@@ -346,7 +350,7 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
     target = Path(args.out)
     temporary = target.with_name(f'.{os.getpid()}.{target.name}')
     write, open_file = FORMATS[target.suffix]
-    swaps = takes_bgr or preprocessor.to_rgb
+    swaps = takes_bgr != preprocessor.to_rgb
     errors = {}
     try:
         with tqdm(total=1 + len(batch_sizes), leave=False, disable=None) as progress:
