@@ -66,12 +66,13 @@ setup(
         'matplotlib',
         'packaging',
         'pillow',
+        'tqdm',
     ],
     extras_require={
         'onedl': ['onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain'],
         'mmdet': ['onedl-mmdetection'],
         'mmseg': ['onedl-mmsegmentation'],
-        'demo': ['gradio>=6.31', 'scikit-learn', 'tqdm'],
+        'demo': ['gradio>=6.31', 'scikit-learn'],
         'export': ['onnx', 'onnxruntime', 'onnxscript'],
         'test': [
             'hypothesis',
@@ -89,7 +90,6 @@ setup(
             'scipy',
             'selenium',
             'tensorboard',
-            'tqdm',
         ],
     },
 )

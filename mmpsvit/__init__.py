@@ -22,7 +22,7 @@ def _check_requirements() -> None:
     remedy = (
         'Install torch and torchvision, then either the maintained distributions, '
         '`pip install onedl-mmengine onedl-mmcv onedl-mmpretrain`, or the original '
-        '`mmengine`, `mmcv` and `mmpretrain` (see the README).'
+        '`mmengine`, `mmcv` and `mmpretrain` (see docs/install.md).'
     )
     for name, minimum in _REQUIRED.items():
         try:
