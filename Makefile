@@ -3,17 +3,25 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# Of `make test-openmmlab`.
+OPENMMLAB_PYTHON ?= python3.10
+OPENMMLAB_VENV ?= .venv-openmmlab
 # Compiled wheels of mmcv, kept between clones.
 WHEEL_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mmpsvit/wheels
 
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+OPENMMLAB_PY := $(OPENMMLAB_VENV)/bin/python
+OPENMMLAB_INSTALL := $(OPENMMLAB_PY) -m pip install --quiet --disable-pip-version-check \
+	-c constraints-openmmlab.txt
 
-.PHONY: help setup setup-test demo test soak reproduce-mini docs-check lint clean
+.PHONY: help setup setup-test demo test test-openmmlab soak reproduce-mini docs-check \
+	lint clean
 
 help:
 	@echo 'make demo    train, test and picture a small PS-ViT on the CPU'
 	@echo 'make test    compile mmcv once, then run all tests'
+	@echo "make test-openmmlab   run all tests with OpenMMLab's original releases"
 	@echo 'make lint    check style'
 	@echo 'make soak    kill trainings 20 times, and compare what comes out'
 	@echo "make reproduce-mini   the paper's experiments on generated data"
@@ -25,7 +33,7 @@ setup-test: $(VENV)/.test-ready
 
 # Without --no-cache-dir, pip would keep the mmcv that this builds, which has no
 # compiled ops, and offer it later where compiled ops are wanted.
-$(VENV)/.ready: constraints.txt setup.py pyproject.toml
+$(VENV)/.ready: constraints.txt constraints-common.txt setup.py pyproject.toml
 	@echo '[1/3] creating the environment in $(VENV)'
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo 'mmpsvit needs Python >= 3.10: make PYTHON=python3.12 ...'; exit 1; }
@@ -39,7 +47,7 @@ $(VENV)/.ready: constraints.txt setup.py pyproject.toml
 
 $(VENV)/.test-ready: $(VENV)/.ready tools/install_mmcv_ops.sh
 	@echo '[1/2] installing the test tools, mmdet and mmseg'
-	@$(PIP_INSTALL) --no-build-isolation -e '.[demo,mmdet,mmseg,test]'
+	@$(PIP_INSTALL) --no-build-isolation -e '.[demo,export,mmdet,mmseg,test]'
 	@echo '[2/2] installing mmcv with compiled ops'
 	@tools/install_mmcv_ops.sh $(PY) '$(WHEEL_DIR)'
 	@touch $@
@@ -49,6 +57,25 @@ demo: setup
 
 test: setup-test
 	@$(PY) -m pytest
+
+# The original mmcv cannot be built without torch, nor by the newest setuptools: it is
+# compiled, once, or not installed.
+$(OPENMMLAB_VENV)/.test-ready: constraints-openmmlab.txt constraints-common.txt \
+		setup.py pyproject.toml tools/install_mmcv_ops.sh
+	@echo '[1/3] creating the environment in $(OPENMMLAB_VENV)'
+	@$(OPENMMLAB_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' \
+		|| { echo 'PyTorch 2.1 needs Python 3.10 or 3.11: make OPENMMLAB_PYTHON=python3.11 ...'; exit 1; }
+	@test -x $(OPENMMLAB_PY) || $(OPENMMLAB_PYTHON) -m venv $(OPENMMLAB_VENV)
+	@echo '[2/3] installing PyTorch, OpenMMLab and mmpsvit'
+	@$(OPENMMLAB_INSTALL) torch torchvision numpy setuptools wheel ninja psutil
+	@$(OPENMMLAB_INSTALL) mmengine mmpretrain mmdet mmsegmentation ftfy regex
+	@$(OPENMMLAB_INSTALL) --no-build-isolation -e '.[demo,test]'
+	@echo '[3/3] installing mmcv with compiled ops'
+	@tools/install_mmcv_ops.sh $(OPENMMLAB_PY) '$(WHEEL_DIR)' constraints-openmmlab.txt
+	@touch $@
+
+test-openmmlab: $(OPENMMLAB_VENV)/.test-ready
+	@$(OPENMMLAB_PY) -m pytest
 
 soak: setup-test
 	@$(PY) tests/soak/soak_resume.py --kills 20
@@ -63,4 +90,4 @@ lint: setup-test
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) data/cluttered_digits work_dirs/demo
+	rm -rf $(VENV) $(OPENMMLAB_VENV) data/cluttered_digits work_dirs/demo

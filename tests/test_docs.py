@@ -167,7 +167,7 @@ def test_citation(root):
 def test_hooks_and_workflow(root):
     hooks = yaml.safe_load((root / '.pre-commit-config.yaml').read_text())['repos']
     revs = {repo['repo'].split('/')[-1]: repo['rev'] for repo in hooks}
-    constraints = (root / 'constraints.txt').read_text().split('\n')
+    constraints = (root / 'constraints-common.txt').read_text().split('\n')
     assert f'ruff=={revs["ruff-pre-commit"][1:]}' in constraints
     workflow = yaml.safe_load((root / '.github/workflows/test.yml').read_text())
     job = workflow['jobs']['test']

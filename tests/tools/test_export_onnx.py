@@ -8,8 +8,6 @@ import subprocess
 import sys
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 from mmengine.config import Config
@@ -19,6 +17,13 @@ from mmpretrain.models.utils import ClsDataPreprocessor
 from PIL import Image
 
 from mmpsvit import sample_points
+
+from stack import needs_new_torch
+
+onnx = pytest.importorskip('onnx', reason='not with PyTorch 2.1')
+onnxruntime = pytest.importorskip('onnxruntime')
+
+pytestmark = needs_new_torch
 
 TOOL = 'tools/deployment/export_onnx.py'
 CLASSES = ['ape', 'bee', 'cat']
