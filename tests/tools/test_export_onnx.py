@@ -15,10 +15,9 @@ from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.apis import ImageClassificationInferencer
 from mmpretrain.models.utils import ClsDataPreprocessor
 from PIL import Image
+from stack import needs_new_torch
 
 from mmpsvit import sample_points
-
-from stack import needs_new_torch
 
 onnx = pytest.importorskip('onnx', reason='not with PyTorch 2.1')
 onnxruntime = pytest.importorskip('onnxruntime')
