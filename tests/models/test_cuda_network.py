@@ -6,10 +6,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from stack import needs_new_torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from mmpsvit import PSViT, PSViTClsHead
@@ -88,7 +87,11 @@ def test_distributed_data_parallel(single_precision, group):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
 
 
+@needs_new_torch
 def test_fully_sharded_data_parallel(single_precision, group):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     network = make_network()
     sharded = copy.deepcopy(network)
     mesh = init_device_mesh(DEVICE, (1,))
@@ -102,6 +105,7 @@ def test_fully_sharded_data_parallel(single_precision, group):
         torch.testing.assert_close(ours.to_local(), theirs, atol=1e-4, rtol=1e-3)
 
 
+@needs_new_torch
 @pytest.mark.parametrize(
     ('backend', 'train'), [('aot_eager', True), ('inductor', False)]
 )
