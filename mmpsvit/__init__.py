@@ -46,6 +46,7 @@ _check_requirements()
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import is_installed
 
+from .compat import find_editable_packages
 from .models import ProgressiveSampling, PSViT, PSViTClsHead, SampledTokens
 from .ops import sample_points, splat_points
 
@@ -54,6 +55,7 @@ MODULE2PACKAGE.setdefault('mmpsvit', 'mmpsvit')
 if not is_installed(MODULE2PACKAGE['mmseg']) and is_installed('mmseg'):
     # MMEngine knows MMSegmentation by the name of its original distribution only.
     MODULE2PACKAGE['mmseg'] = 'mmseg'
+find_editable_packages()
 
 __all__ = [
     'PSViT',

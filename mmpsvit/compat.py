@@ -1,14 +1,19 @@
 # Copyright (c) mmpsvit contributors.
-"""What PyTorch 2.1 to 2.5 lack of later releases, all in one place."""
+"""What PyTorch 2.1 to 2.5 and the original MMEngine lack, all in one place."""
 
 import _compat_pickle
 import os
 import pickle
+from collections import Counter
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import BinaryIO
 
+import mmengine.config.config
+import mmengine.hub.hub
 import torch
+from mmengine.utils import get_installed_path
 from packaging.version import Version
 from torch.autograd.function import once_differentiable
 
@@ -19,6 +24,24 @@ IS_NEW_TORCH = Version(torch.__version__) >= Version('2.6')
 BAG_NEEDS_GRADIENT_OF_TABLE = not IS_NEW_TORCH
 # A class or function, under its own name or under another one.
 Allowed = Callable | tuple[Callable, str]
+
+
+def find_editable_packages() -> None:
+    """Make MMEngine find the configs of what is installed with ``pip install -e``.
+
+    The original MMEngine takes it that a package lies beside its metadata.
+    """
+    for module in (mmengine.config.config, mmengine.hub.hub):
+        module.get_installed_path = _installed_path
+
+
+def _installed_path(package: str) -> str:
+    """As MMEngine says, or where Python imports the package from."""
+    path = get_installed_path(package)
+    if os.path.exists(path):
+        return path
+    spec = find_spec(os.path.basename(path))
+    return os.path.dirname(spec.origin) if spec and spec.origin else path
 
 
 def is_compiling() -> bool:
@@ -57,6 +80,8 @@ def _restricted_pickle(allowed: Sequence[Allowed]) -> SimpleNamespace:
     known = dict(torch._weights_only_unpickler._get_allowed_globals())
     known.update({str(dtype): dtype for dtype in (torch.bfloat16, torch.bool)})
     known['torch.uint8'] = torch.uint8
+    # The milestones of MultiStepLR; later releases allow it themselves.
+    known['collections.Counter'] = Counter
     for entry in allowed:
         if isinstance(entry, tuple):
             known[entry[1]] = entry[0]
@@ -127,3 +152,15 @@ def custom_op(name: str, **kwargs) -> Callable:
     if hasattr(torch.library, 'custom_op'):
         return torch.library.custom_op(name, **kwargs)
     return _EagerOperator
+
+
+def grad_scaler(device: str, **kwargs) -> 'torch.GradScaler':
+    """``torch.GradScaler``; before PyTorch 2.3, for CUDA only."""
+    if hasattr(torch, 'GradScaler'):
+        return torch.GradScaler(device, **kwargs)
+    return torch.cuda.amp.GradScaler(**kwargs)
+
+
+def event_start(event: torch._C._autograd._KinetoEvent) -> int:
+    """Start of a profiler's event, in units that differ between releases."""
+    return event.start_ns() if hasattr(event, 'start_ns') else event.start_us()

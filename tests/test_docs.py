@@ -126,11 +126,28 @@ def test_examples_run_in_order(docs_check, project, capsys):
         docs_check.run_page(page, project)
 
 
+def pins_of(path) -> dict[str, str]:
+    """Distributions and versions of a file of constraints."""
+    return dict(re.findall(r'^([\w-]+)==(\S+)$', path.read_text(), re.M))
+
+
+def test_tested_versions_are_those_of_the_constraints(root):
+    """README's table, a column per file."""
+    section = (root / 'README.md').read_text().split('## Tested with')[1].split('##')[0]
+    rows = [row.split('|')[2:4] for row in section.split('\n') if row.startswith('| ')]
+    for cells, file in zip(
+        zip(*rows, strict=True),
+        ['constraints.txt', 'constraints-openmmlab.txt'],
+        strict=True,
+    ):
+        found = re.findall(r'\b([a-z][\w-]+) (\d+\.\d+\.\d+)\b', ' '.join(cells))
+        assert len(found) == 8
+        pinned = pins_of(root / file)
+        assert [(name, v) for name, v in found if pinned[name] != v] == []
+
+
 def test_versions_are_those_of_the_constraints(root):
-    pinned = re.findall(
-        r'^([\w-]+)==(\S+)$', (root / 'constraints.txt').read_text(), re.M
-    )
-    pinned = dict(pinned)
+    pinned = pins_of(root / 'constraints.txt')
     found = []
     for path in [root / 'README.md', *root.glob('docs/*.md')]:
         found += re.findall(r'\b([a-z][\w-]+)==(\d[\w.]*)', path.read_text())

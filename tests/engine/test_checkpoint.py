@@ -2,6 +2,7 @@
 """Safe loading: nothing in a file is executed."""
 
 import os
+from collections import Counter
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
@@ -48,6 +49,7 @@ def test_training_checkpoint_loads(tmp_path):
     torch.save(
         dict(
             state_dict={'weight': torch.ones(2)},
+            param_schedulers=[dict(milestones=Counter([2, 3]))],  # MultiStepLR
             meta=dict(epoch=3, seed=np.int64(5), dataset_meta=dict(classes=('a', 'b'))),
             message_hub=dict(
                 log_scalars=dict(loss=history),
@@ -58,6 +60,7 @@ def test_training_checkpoint_loads(tmp_path):
         tmp_path / 'epoch_3.pth',
     )
     loaded = load_checkpoint(tmp_path / 'epoch_3.pth')
+    assert loaded['param_schedulers'][0]['milestones'] == {2: 1, 3: 1}
     assert loaded['meta']['epoch'] == 3
     assert loaded['message_hub']['log_scalars']['loss'].mean() == 1.5
     assert loaded['message_hub']['runtime_info']['scale'] == 0.5

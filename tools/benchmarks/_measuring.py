@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
+from mmpsvit.compat import event_start, grad_scaler
 from mmpsvit.engine.atomic_backend import AtomicBackend
 from mmpsvit.engine.machine import processor_name, stack_versions
 
@@ -126,7 +127,7 @@ def training_step(
     """
     device = images.device
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-    scaler = torch.GradScaler(device.type, enabled=amp and device.type == 'cuda')
+    scaler = grad_scaler(device.type, enabled=amp and device.type == 'cuda')
     labels = torch.zeros(len(images), dtype=torch.long, device=device)
 
     def train() -> None:
@@ -166,7 +167,7 @@ def peak_bytes_of(step: Step, device: torch.device) -> int:
         step()
     events = profiler.profiler.kineto_results.events()
     changes = sorted(
-        (event.start_ns(), event.nbytes())
+        (event_start(event), event.nbytes())
         for event in events
         if event.name() == '[memory]'
     )
