@@ -6,6 +6,7 @@ import os
 import pickle
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import BinaryIO
@@ -22,6 +23,9 @@ _torch_load = torch.load
 IS_NEW_TORCH = Version(torch.__version__) >= Version('2.6')
 # Before, F.embedding_bag fails if its weights have a gradient and its table has none.
 BAG_NEEDS_GRADIENT_OF_TABLE = not IS_NEW_TORCH
+# Before, the backward pass of fused attention in bfloat16 on the CPU writes out of bounds
+# with some odd numbers of tokens, 197 for one (pytorch/pytorch#115253).
+FUSED_BFLOAT16_ATTENTION_IS_SAFE = Version(torch.__version__) >= Version('2.2')
 # A class or function, under its own name or under another one.
 Allowed = Callable | tuple[Callable, str]
 
@@ -49,6 +53,18 @@ def is_compiling() -> bool:
     if hasattr(torch.compiler, 'is_compiling'):
         return torch.compiler.is_compiling()
     return torch._dynamo.external_utils.is_compiling()
+
+
+def attention_kernels(x: torch.Tensor) -> AbstractContextManager:
+    """A context where PyTorch's attention takes no kernel that damages memory.
+
+    Args:
+        x (Tensor): What attends, in the dtype and on the device where it does.
+    """
+    is_safe = FUSED_BFLOAT16_ATTENTION_IS_SAFE or x.device.type != 'cpu'
+    if is_safe or x.dtype != torch.bfloat16:
+        return nullcontext()
+    return torch.backends.cuda.sdp_kernel(enable_flash=False)
 
 
 def load_weights(

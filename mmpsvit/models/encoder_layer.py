@@ -7,6 +7,7 @@ from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLay
 from mmpretrain.models.utils import MultiheadAttention
 from torch import Tensor
 
+from mmpsvit.compat import attention_kernels
 from mmpsvit.models.initialization import LINEAR_INIT
 
 
@@ -32,12 +33,13 @@ class Attention(MultiheadAttention):
         # Unbound, their gradients are stacked once. (MMPretrain indexes them: three
         # gradients of the size of all, filled with zeros and added up.)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()
-        x = self.scaled_dot_product_attention(
-            query[:, :, :count],
-            key,
-            value,
-            dropout_p=self.attn_drop if self.training else 0.0,
-        )
+        with attention_kernels(query):
+            x = self.scaled_dot_product_attention(
+                query[:, :, :count],
+                key,
+                value,
+                dropout_p=self.attn_drop if self.training else 0.0,
+            )
         x = self.proj(x.transpose(1, 2).reshape(batch, count, self.embed_dims))
         return self.out_drop(self.gamma1(self.proj_drop(x)))
 

@@ -1,6 +1,9 @@
 # Copyright (c) mmpsvit contributors.
 """The transformer layer, and the last one that encodes the class token only."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from mmpretrain.models.peft import LoRAModel
@@ -86,3 +89,23 @@ def test_wrapped_projections_are_called():
     layer = lora.module.layers[-1]
     torch.nn.init.ones_(layer.attn.qkv.lora_up.weight)
     assert not torch.allclose(lora(images)[0], before)
+
+
+def test_bfloat16_damages_no_memory():
+    """In a process of its own: PyTorch 2.1's fused attention ended it."""
+    code = """
+import torch
+from mmpsvit.models.encoder_layer import EncoderLayer
+layer = EncoderLayer(96, 3, 96)
+for _ in range(20):
+    with torch.autocast('cpu', torch.bfloat16):
+        out = layer(torch.randn(2, 37, 96))
+    out.float().square().mean().backward()
+"""
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
