@@ -23,8 +23,8 @@ _torch_load = torch.load
 IS_NEW_TORCH = Version(torch.__version__) >= Version('2.6')
 # Before, F.embedding_bag fails if its weights have a gradient and its table has none.
 BAG_NEEDS_GRADIENT_OF_TABLE = not IS_NEW_TORCH
-# Before, the backward pass of fused attention in bfloat16 on the CPU writes out of bounds
-# with some odd numbers of tokens, 197 for one (pytorch/pytorch#115253).
+# Before, fused attention in bfloat16 on the CPU writes out of bounds in its backward
+# pass with some odd numbers of tokens, 197 for one (pytorch/pytorch#115253).
 FUSED_BFLOAT16_ATTENTION_IS_SAFE = Version(torch.__version__) >= Version('2.2')
 # A class or function, under its own name or under another one.
 Allowed = Callable | tuple[Callable, str]
