@@ -191,6 +191,8 @@ def test_hooks_and_workflow(root):
     assert job['strategy']['matrix']['python'] == ['3.10', '3.11', '3.12']
     runs = [step['run'] for step in job['steps'] if 'run' in step]
     assert runs[:2] == ['make test PYTHON=python', 'make lint']
+    runs = [step.get('run') for step in workflow['jobs']['test-openmmlab']['steps']]
+    assert 'make test-openmmlab OPENMMLAB_PYTHON=python' in runs
     for path in (root / '.github' / 'ISSUE_TEMPLATE').glob('*.yml'):
         form = yaml.safe_load(path.read_text())
         assert path.name == 'config.yml' or {'name', 'description', 'body'} <= set(form)
