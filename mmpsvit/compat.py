@@ -4,6 +4,7 @@
 import _compat_pickle
 import os
 import pickle
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -83,12 +84,24 @@ def load_weights(
         pickle.UnpicklingError: If the file names anything else.
     """
     if IS_NEW_TORCH:
-        with torch.serialization.safe_globals(list(allowed)):
-            return _torch_load(file, map_location=map_location, weights_only=True)
+        try:
+            with torch.serialization.safe_globals(list(allowed)):
+                return _torch_load(file, map_location=map_location, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise pickle.UnpicklingError(_reason(error)) from None
     _refuse_torchscript(file)
     # Here, `weights_only` cannot be told what else is allowed.
     restricted = _restricted_pickle(allowed)
     return _torch_load(file, map_location=map_location, pickle_module=restricted)
+
+
+def _reason(error: pickle.UnpicklingError) -> str:
+    """What PyTorch refuses, without its advice to load the file in full."""
+    text = str(error)
+    if name := re.search(r'GLOBAL (\S+)', text):
+        return f'{name[1]} is not allowed'
+    reason = re.search(r'WeightsUnpickler error: (.+)', text)
+    return reason[1] if reason else 'it is not what torch.save writes'
 
 
 def _restricted_pickle(allowed: Sequence[Allowed]) -> SimpleNamespace:
@@ -104,7 +117,19 @@ def _restricted_pickle(allowed: Sequence[Allowed]) -> SimpleNamespace:
         else:
             known[f'{entry.__module__}.{entry.__qualname__}'] = entry
 
-    class Unpickler(pickle.Unpickler):
+    # The one in Python, since only there one can see whose state a file sets.
+    class Unpickler(pickle._Unpickler):
+        dispatch = pickle._Unpickler.dispatch.copy()
+
+        def load_build(self) -> None:
+            if callable(self.stack[-2]):
+                raise pickle.UnpicklingError(
+                    f'the state of {self.stack[-2]!r} is not allowed'
+                )
+            super().load_build()
+
+        dispatch[pickle.BUILD[0]] = load_build
+
         def find_class(self, module: str, name: str):
             # Names of Python 2, which torch.save still writes.
             module, name = _compat_pickle.NAME_MAPPING.get(

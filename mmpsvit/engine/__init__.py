@@ -1,6 +1,7 @@
 # Copyright (c) mmpsvit contributors.
 from .checkpoint import (
     CheckpointError,
+    MissingCheckpointError,
     UnsafeCheckpointError,
     load_checkpoint,
     use_safe_loading,
@@ -20,6 +21,7 @@ __all__ = [
     'ExactCheckpointHook',
     'FiniteLossHook',
     'LayerDecayOptimWrapperConstructor',
+    'MissingCheckpointError',
     'NonFiniteLossError',
     'SamplingVisualizationHook',
     'UnsafeCheckpointError',

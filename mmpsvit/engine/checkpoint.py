@@ -12,6 +12,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 from unittest.mock import patch
 from urllib.parse import urlparse
 
@@ -28,6 +29,10 @@ from mmpsvit.compat import Allowed, load_weights
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be read."""
+
+
+class MissingCheckpointError(CheckpointError, FileNotFoundError):
+    """There is no such checkpoint."""
 
 
 class UnsafeCheckpointError(CheckpointError):
@@ -63,6 +68,23 @@ def _allowed_globals() -> list[Allowed]:
     ]
 
 
+def _load(
+    file: str | os.PathLike | BinaryIO,
+    map_location: str | None,
+    allowed: Sequence[type] = (),
+) -> dict:
+    """Load a file, and take out of it what MMEngine would run."""
+    checkpoint = load_weights(file, map_location, [*_allowed_globals(), *allowed])
+    if not isinstance(checkpoint, dict):
+        raise TypeError(f'it holds no dict, but a {type(checkpoint).__name__}')
+    meta = checkpoint.get('meta')
+    if isinstance(meta, dict):
+        # Text that MMEngine, when it resumes, would run as a Python config. It writes
+        # none itself; files from before MMEngine have it.
+        meta.pop('config', None)
+    return checkpoint
+
+
 @contextlib.contextmanager
 def _refusing(filename: str) -> Iterator[None]:
     """Name the file in every refusal."""
@@ -90,6 +112,9 @@ def load_checkpoint(
 ) -> dict:
     """Load a checkpoint file: weights and the training state of MMEngine, no more.
 
+    Left out is ``meta.config``, the text of a config, which MMEngine would run when it
+    resumes. ``meta.cfg`` is left in; do not build anything from that of a stranger.
+
     Args:
         filename (str | os.PathLike): Path of a local file.
         map_location (str, optional): As in ``torch.load``. Defaults to None.
@@ -99,16 +124,16 @@ def load_checkpoint(
         dict: The checkpoint.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        MissingCheckpointError: If there is no such file.
         UnsafeCheckpointError: If the file holds objects that could execute code.
             Nothing has been executed then.
         CheckpointError: If the file is damaged, or no checkpoint at all.
     """
     path = Path(filename).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f'checkpoint {filename} does not exist')
+        raise MissingCheckpointError(f'checkpoint {filename} does not exist')
     with _refusing(str(filename)):
-        return load_weights(path, map_location, [*_allowed_globals(), *allowed])
+        return _load(path, map_location, allowed)
 
 
 def load_from_local(filename: str, map_location: str | None = None) -> dict:
@@ -127,7 +152,7 @@ def load_from_http(filename: str, map_location: str | None = None) -> dict:
                 # Under another name until it is complete.
                 torch.hub.download_url_to_file(filename, str(path))
             barrier()
-        return load_weights(path, map_location, _allowed_globals())
+        return _load(path, map_location)
 
 
 def use_safe_loading() -> None:
@@ -167,4 +192,4 @@ def _load_file(
 ) -> dict:
     """Load a path or an open file; never in full, whatever ``weights_only`` says."""
     with _refusing(str(file)):
-        return load_weights(file, map_location, _allowed_globals())
+        return _load(file, map_location)

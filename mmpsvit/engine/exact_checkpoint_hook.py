@@ -88,7 +88,7 @@ class ExactCheckpointHook(CheckpointHook):
                 f'checkpoint {_name(runner)} holds no training that could resume; '
                 'start from its weights with load_from'
             )
-        self._loaded = dict(checkpoint.get(_KEY, {}))
+        self._loaded = _own_part(runner, checkpoint)
         self._loaded['differences'] = list(_differences(runner, checkpoint))
 
     def before_train(self, runner: Runner) -> None:
@@ -134,7 +134,10 @@ class ExactCheckpointHook(CheckpointHook):
             )
         if processes is not None and len(processes) == get_world_size():
             state = processes[get_rank()]
-            set_process_state(runner, state)
+            try:
+                set_process_state(runner, state)
+            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+                raise _damaged(runner) from None
             if runner.train_dataloader.persistent_workers:
                 # To start them again takes a random number that they took long ago.
                 self._state_with_workers = state['random']
@@ -269,6 +272,23 @@ def _name(runner: Runner) -> str | None:
     return runner._load_from or find_latest_checkpoint(runner.work_dir)
 
 
+def _own_part(runner: Runner, checkpoint: dict) -> dict:
+    """This hook's part of a checkpoint; empty if another hook saved it."""
+    part = checkpoint.get(_KEY, {})
+    known = {'by_epoch', 'validated', 'processes', 'outdated'}
+    is_ours = isinstance(part, dict) and part.keys() <= known
+    if not is_ours or (part and not isinstance(part.get('processes'), list)):
+        raise _damaged(runner)
+    return dict(part)
+
+
+def _damaged(runner: Runner) -> CheckpointError:
+    return CheckpointError(
+        f'checkpoint {_name(runner)} is damaged: its {_KEY} is not what '
+        'ExactCheckpointHook saves'
+    )
+
+
 def _differences(runner: Runner, checkpoint: dict) -> Iterator[str]:
     """What will differ from a training that was not interrupted."""
     if 'optimizer' not in checkpoint:
@@ -318,10 +338,12 @@ def _check_end_of_epoch(runner: Runner, by_epoch: bool | None) -> None:
         by_epoch = loop.iter == loop.epoch * len(loop.dataloader)
     if not by_epoch:
         raise CheckpointError(
-            f'checkpoint {_name(runner)} was saved in the middle of an epoch, at '
-            f'iteration {loop.iter}, where a training by epochs cannot resume: resume '
-            'from the checkpoint of an epoch, or start anew from these weights with '
-            'load_from'
+            f'checkpoint {_name(runner)} was saved in the middle of an epoch, where a '
+            f'training by epochs cannot resume, or with epochs of another length '
+            f'(epoch {loop.epoch}, iteration {loop.iter}, now {len(loop.dataloader)} '
+            'iterations per epoch): resume from the checkpoint of an epoch, with the '
+            'same batch size and number of processes, or start anew from these weights '
+            'with load_from'
         )
 
 

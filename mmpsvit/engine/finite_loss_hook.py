@@ -87,12 +87,15 @@ class FiniteLossHook(Hook):
         model = runner.model
         if is_model_wrapper(model):
             model = model.module
-        weights = checkpoint['state_dict']
         # No buffers: some hold infinity on purpose.
+        parameters = set(map(_plain_name, dict(model.named_parameters())))
+        # With EMAHook, the average and the weights themselves, one under each key.
         lost = [
-            name
-            for name in map(_plain_name, dict(model.named_parameters()))
-            if name in weights and not weights[name].isfinite().all()
+            plain
+            for key in ('state_dict', 'ema_state_dict')
+            for name, value in checkpoint.get(key, {}).items()
+            if (plain := name.removeprefix('module.')) in parameters
+            and not value.isfinite().all()
         ]
         if lost:
             raise NonFiniteLossError(

@@ -13,7 +13,12 @@ def run(folder) -> str:
     """Run the notebook of a folder; return what it printed."""
     notebook = nbformat.read(folder / NOTEBOOK, as_version=4)
     client = nbclient.NotebookClient(
-        notebook, timeout=600, resources=dict(metadata=dict(path=str(folder)))
+        notebook,
+        timeout=600,
+        # By default, output that comes late on a busy machine is lost without a word.
+        iopub_timeout=120,
+        raise_on_iopub_timeout=True,
+        resources=dict(metadata=dict(path=str(folder))),
     )
     client.execute()
     outputs = [

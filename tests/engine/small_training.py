@@ -112,9 +112,10 @@ def make_runner(
     num_workers: int = 0,
     dataset: Vectors | None = None,
     recorder: Recorder | None = None,
+    average: dict | None = None,
     **changes,
 ) -> Runner:
-    """A small training; ``changes`` are options of the runner, with dots."""
+    """A small training with an EMAHook; ``changes`` are the runner's, with dots."""
     kind, unit = ('DefaultSampler', 1) if by_epoch else ('InfiniteSampler', 2)
     # Validation is due between checkpoints as well.
     train_cfg = (
@@ -158,7 +159,10 @@ def make_runner(
     return Runner(
         Network(),
         val_evaluator=[Score()],
-        custom_hooks=[dict(type='EMAHook', momentum=0.1), recorder or Recorder()],
+        custom_hooks=[
+            dict(type='EMAHook', momentum=0.1, **(average or {})),
+            recorder or Recorder(),
+        ],
         **parts,
     )
 

@@ -2,7 +2,9 @@
 """Safe loading: nothing in a file is executed."""
 
 import os
+import pickle
 from collections import Counter
+from types import SimpleNamespace
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
@@ -13,6 +15,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmpsvit.engine import (
     CheckpointError,
+    MissingCheckpointError,
     UnsafeCheckpointError,
     load_checkpoint,
     use_safe_loading,
@@ -96,9 +99,14 @@ def test_malicious_checkpoint_is_refused(tmp_path, restore_loaders, through_mmen
 
     use_safe_loading()
     load = CheckpointLoader.load_checkpoint if through_mmengine else load_checkpoint
-    with pytest.raises(UnsafeCheckpointError, match=r'weights\.pth is refused'):
+    with pytest.raises(
+        UnsafeCheckpointError, match=r'weights\.pth is refused'
+    ) as error:
         load(str(file))
     assert not trap.exists()
+    assert '(posix.mkdir is not allowed)' in str(error.value)
+    # No advice to load it all the same.
+    assert 'weights_only' not in str(error.value)
 
 
 class Attribute:
@@ -123,6 +131,55 @@ def test_no_other_attributes(owner, name, tmp_path):
         load_checkpoint(tmp_path / 'bad.pth')
 
 
+class NewState:
+    """Gives something allowed another state when it is unpickled."""
+
+    def __init__(self, owner: object, state: dict) -> None:
+        self.owner, self.state = owner, state
+
+
+class StatePickler(pickle._Pickler):
+    """Writes what no honest file holds: the state of a class or function."""
+
+    dispatch = pickle._Pickler.dispatch.copy()
+
+    def save_new_state(self, new: NewState) -> None:
+        self.save(new.owner)
+        self.save((None, new.state))
+        self.write(pickle.BUILD)
+
+    dispatch[NewState] = save_new_state
+
+
+@pytest.mark.parametrize(
+    ('owner', 'name'),
+    [(Counter, 'update'), (torch._utils._rebuild_tensor_v2, '__defaults__')],
+)
+def test_classes_and_functions_stay_as_they_are(owner, name, tmp_path):
+    before = getattr(owner, name)
+    module = SimpleNamespace(
+        __name__='pickle',
+        Pickler=StatePickler,
+        dump=lambda value, file, protocol: StatePickler(file, protocol).dump(value),
+    )
+    changed = NewState(owner, {name: (7,)})
+    torch.save(dict(extra=changed), tmp_path / 'bad.pth', pickle_module=module)
+    try:
+        with pytest.raises(UnsafeCheckpointError, match=r'bad\.pth is refused'):
+            load_checkpoint(tmp_path / 'bad.pth')
+        assert getattr(owner, name) is before
+    finally:
+        setattr(owner, name, before)
+
+
+def test_text_of_a_config_is_left_out(tmp_path):
+    """MMEngine runs it when it resumes."""
+    file = tmp_path / 'old.pth'
+    meta = dict(epoch=1, config='import os', cfg='model = None')
+    torch.save(dict(state_dict={}, meta=meta), file)
+    assert load_checkpoint(file)['meta'] == dict(epoch=1, cfg='model = None')
+
+
 def test_program_is_refused(tmp_path):
     torch.jit.script(torch.nn.Linear(1, 1)).save(str(tmp_path / 'program.pth'))
     with pytest.raises(CheckpointError, match=r'program\.pth'):
@@ -144,7 +201,11 @@ def test_damaged_and_missing_files(tmp_path):
     text.write_text('these are no weights')
     with pytest.raises(CheckpointError, match=r'checkpoint .*text\.pth'):
         load_checkpoint(text)
-    with pytest.raises(FileNotFoundError, match=r'missing\.pth does not exist'):
+    for value in ([1], torch.ones(2)):
+        torch.save(value, text)
+        with pytest.raises(CheckpointError, match=r'text\.pth .*no dict'):
+            load_checkpoint(text)
+    with pytest.raises(MissingCheckpointError, match=r'missing\.pth does not exist'):
         load_checkpoint(tmp_path / 'missing.pth')
 
 

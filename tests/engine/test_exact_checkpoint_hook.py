@@ -201,7 +201,9 @@ def test_middle_of_an_epoch_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=message):
         make_runner(tmp_path / 'wrong', **options).train()
 
-    message = 'was saved in the middle of an epoch, at iteration 4,.*with load_from'
+    message = (
+        r'was saved in the middle .*\(epoch 0, iteration 4, now 3 .*with load_from'
+    )
     for name, kind in (
         ('ours', 'mmpsvit.ExactCheckpointHook'),
         ('mm', 'CheckpointHook'),
@@ -233,6 +235,21 @@ def test_middle_of_an_epoch_is_refused(tmp_path):
     runner = make_runner(tmp_path / 'whole', resume=True)
     runner.train()
     assert runner.epoch == EPOCHS
+
+
+@pytest.mark.parametrize(
+    'part',
+    [7, dict(processes=3), dict(processes=[{}]), dict(processes=[dict(random={})])],
+)
+def test_damaged_part_is_named(part, tmp_path):
+    options = {'train_cfg.max_epochs': 1}
+    make_runner(tmp_path / 'first', **options).train()
+    file = tmp_path / 'first' / 'epoch_1.pth'
+    checkpoint = load_checkpoint(file)
+    checkpoint['resume_state'] = part
+    torch.save(checkpoint, file)
+    with pytest.raises(CheckpointError, match=f'{file} is damaged: its resume_state'):
+        make_runner(tmp_path / 'second', resume=True, load_from=str(file)).train()
 
 
 def test_best_of_another_training_is_kept(tmp_path):
