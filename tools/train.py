@@ -15,9 +15,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.runner import find_latest_checkpoint
 
-from mmpsvit.engine import adopt_seed
+from mmpsvit.engine import adopt_seed, latest_checkpoint
 from mmpsvit.engine.cli import (
     add_common_arguments,
     build_runner,
@@ -71,15 +70,16 @@ def parse_args() -> Config:
         cfg.auto_scale_lr.enable = True
     if args.resume == 'auto':
         # The first run of a job that always resumes still starts from load_from.
-        cfg.resume = find_latest_checkpoint(cfg.work_dir) is not None
+        latest = latest_checkpoint(cfg.work_dir)
+        cfg.resume = latest is not None
         if cfg.resume:
-            cfg.load_from = None
+            cfg.load_from = latest
     elif args.resume is not None:
         check_file(parser, '--resume', args.resume)
         cfg.resume = True
         cfg.load_from = args.resume
     if cfg.get('resume'):
-        checkpoint = cfg.get('load_from') or find_latest_checkpoint(cfg.work_dir)
+        checkpoint = cfg.get('load_from') or latest_checkpoint(cfg.work_dir)
         # Sharded checkpoints are folders.
         if checkpoint and Path(checkpoint).expanduser().is_file():
             adopt_seed(cfg, checkpoint)

@@ -3,6 +3,7 @@ from .checkpoint import (
     CheckpointError,
     MissingCheckpointError,
     UnsafeCheckpointError,
+    latest_checkpoint,
     load_checkpoint,
     use_safe_loading,
 )
@@ -27,6 +28,7 @@ __all__ = [
     'UnsafeCheckpointError',
     'adopt_seed',
     'close_distributed',
+    'latest_checkpoint',
     'load_checkpoint',
     'prepare_distributed',
     'use_safe_loading',

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.logging import HistoryBuffer
-from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.runner.checkpoint import CheckpointLoader, find_latest_checkpoint
 from packaging.version import Version
 
 from mmpsvit.compat import Allowed, load_weights
@@ -134,6 +134,23 @@ def load_checkpoint(
         raise MissingCheckpointError(f'checkpoint {filename} does not exist')
     with _refusing(str(filename)):
         return _load(path, map_location, allowed)
+
+
+def latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
+    """Find the checkpoint that a training would resume from.
+
+    Args:
+        work_dir (str | os.PathLike): The training's work dir.
+
+    Returns:
+        str | None: What the file ``last_checkpoint`` names, or if that is gone what has
+        its name in ``work_dir``, which may have moved. None without that file.
+    """
+    named = find_latest_checkpoint(str(work_dir))
+    if named is None or os.path.exists(named):
+        return named
+    moved = os.path.join(work_dir, os.path.basename(named))
+    return moved if os.path.exists(moved) else named
 
 
 def load_from_local(filename: str, map_location: str | None = None) -> dict:

@@ -18,16 +18,19 @@ class ConfigError(RuntimeError):
 
 
 def check_config(cfg: Config) -> None:
-    """Check that what PS-ViT puts out is what the model's next part takes.
+    """Check that what PS-ViT puts out is what the model's next part takes, and classes.
 
     Args:
-        cfg (Config): Config of a runner. One without a PS-ViT backbone passes.
+        cfg (Config): Config of a runner.
 
     Raises:
         ConfigError: If ``out_type`` does not fit the neck, or without a neck the head,
-            or the neck expects another number of maps or other channels.
+            or the neck expects another number of maps or other channels. Of any
+            classifier, if it has other classes than the ``data_preprocessor`` that
+            mixes its images, or fewer than the ``topk`` of its evaluators.
     """
     model = _model_of(cfg)
+    _check_classes(cfg, model)
     backbone = _psvit_of(model)
     if backbone is None:
         return
@@ -49,6 +52,33 @@ def check_config(cfg: Config) -> None:
             f'model.backbone.out_type must be one of {others} for model.head '
             f'{model["head"]["type"]} without a neck, got {out_type!r}'
         )
+
+
+def _check_classes(cfg: Config, model: dict) -> None:
+    """Hold a classifier's number of classes against the other places that have one."""
+    num_classes = (model.get('head') or {}).get('num_classes')
+    if num_classes is None:
+        return
+    given = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    augments = (model.get('train_cfg') or {}).get('augments')
+    mixes = given.get('to_onehot') or given.get('batch_augments') or augments
+    if mixes and given.get('num_classes', num_classes) != num_classes:
+        raise ConfigError(
+            f'data_preprocessor.num_classes is {given["num_classes"]}, '
+            f'model.head.num_classes is {num_classes}: mixing images needs one number'
+        )
+    for key in ('val_evaluator', 'test_evaluator'):
+        evaluators = cfg.get(key) or []
+        if isinstance(evaluators, dict):
+            evaluators = [evaluators]
+        for evaluator in evaluators:
+            topk = evaluator.get('topk', 1) if isinstance(evaluator, dict) else 1
+            largest = topk if isinstance(topk, int) else max(topk)
+            if largest > num_classes:
+                raise ConfigError(
+                    f'{key}.topk is {topk}, model.head.num_classes is {num_classes}: '
+                    'no more classes than there are can be the best'
+                )
 
 
 def _check_maps(

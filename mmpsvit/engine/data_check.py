@@ -18,6 +18,17 @@ from .image_check import CheckedPipeline, DataError, one_line
 
 __all__ = ['DataError', 'check_data_of']
 
+# Where models have what tells the classes of a data set apart.
+_HEADS = (
+    'head',
+    'bbox_head',
+    'mask_head',
+    'roi_head.bbox_head',
+    'roi_head.mask_head',
+    'decode_head',
+    'auxiliary_head',
+)
+
 
 def check_data_of(runner: Runner, cfg: Config) -> None:
     """Make a runner check each data set when it builds it, and each image later.
@@ -25,14 +36,15 @@ def check_data_of(runner: Runner, cfg: Config) -> None:
     Args:
         runner (Runner): The runner. From then on, building a data loader raises a
             :class:`DataError` for folders that are missing or empty, also those of
-            single classes, annotations that cannot be read, labels and a number of
-            classes that the classifier does not have, and class folders other than in
-            the data sets before. Taking batches from the loader raises one for
-            an image that cannot be read or prepared.
+            single classes, annotations that cannot be read, labels that the classifier
+            does not have, another number of classes than a head of the model has, and
+            class folders other than in the data sets before. Taking batches from the
+            loader raises one for an image that cannot be read or prepared.
         cfg (Config): The runner's config.
     """
     build = runner.build_dataloader
-    num_classes = _head_of(cfg.model).get('num_classes')
+    counts = [*_class_counts(cfg.model)]
+    num_classes = dict(counts).get('model.head.num_classes')
     known_folders: dict[str, dict] = {}
 
     def build_checked(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
@@ -49,11 +61,11 @@ def check_data_of(runner: Runner, cfg: Config) -> None:
             reason = _fault_in_lines(dataset) or one_line(error)
             raise DataError(f'data set {name} cannot be read ({reason})') from error
         classes = getattr(loader.dataset, 'metainfo', {}).get('classes')
-        if classes and num_classes and len(classes) != num_classes:
-            raise DataError(
-                f'data set {name} has {len(classes)} classes, '
-                f'model.head.num_classes is {num_classes}'
-            )
+        for key, count in counts:
+            if classes and len(classes) != count:
+                raise DataError(
+                    f'data set {name} has {len(classes)} classes, {key} is {count}'
+                )
         for leaf in _leaves_of(loader.dataset):
             if len(leaf) == 0:
                 raise DataError(f'data set {name} is empty')
@@ -68,10 +80,17 @@ def check_data_of(runner: Runner, cfg: Config) -> None:
     runner.build_dataloader = build_checked
 
 
-def _head_of(model: dict) -> dict:
-    """The config of a classifier's head, also below test-time augmentation."""
+def _class_counts(model: dict) -> Iterator[tuple[str, int]]:
+    """The number of classes of each head, also below test-time augmentation."""
     model = model.get('module', model)
-    return model.get('head') or {}
+    for path in _HEADS:
+        heads = model
+        for key in path.split('.'):
+            heads = heads.get(key) or {}
+        # Cascades, and the auxiliary heads of segmentors, have lists.
+        for head in heads if isinstance(heads, (list, tuple)) else [heads]:
+            if head.get('num_classes') and not head.get('class_agnostic'):
+                yield f'model.{path}.num_classes', head['num_classes']
 
 
 def _describe(dataset: dict) -> str:

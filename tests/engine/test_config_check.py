@@ -153,3 +153,45 @@ def test_shipped_configs(root):
         dense = cfg.default_scope in ('mmdet', 'mmseg')
         dense = dense and cfg.model.backbone.type == 'mmpsvit.PSViT'
         assert len(remarks) == int(dense), (path, remarks)
+
+
+MIXUP = dict(augments=dict(type='Mixup', alpha=0.8))
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (
+            dict(train_cfg=MIXUP),
+            'data_preprocessor.num_classes is 10, model.head.num_c',
+        ),
+        (
+            dict(data_preprocessor=dict(num_classes=2, to_onehot=True)),
+            'classes is 2, mo',
+        ),
+        (
+            dict(val_evaluator=dict(type='Accuracy', topk=(1, 5))),
+            'val_evaluator.topk is',
+        ),
+        (
+            dict(test_evaluator=[dict(type='Accuracy', topk=4)]),
+            'test_evaluator.topk is 4',
+        ),
+    ],
+)
+def test_numbers_of_classes(settings, message):
+    backbone = dict(type='ResNet', depth=18)
+    model = dict(type='ImageClassifier', backbone=backbone, head=dict(num_classes=3))
+    good = dict(
+        model=model,
+        data_preprocessor=dict(num_classes=10),
+        val_evaluator=[
+            dict(type='Accuracy', topk=(1, 3)),
+            dict(type='ConfusionMatrix'),
+        ],
+    )
+    check_config(Config(good))
+    if 'train_cfg' in settings:
+        settings = dict(model=dict(model, **settings))
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_config(Config(dict(good, **settings)))

@@ -33,9 +33,11 @@ def folder(image_folder) -> Path:
 def build():
     """Build the loaders of data sets of a classifier, as a checked runner does."""
 
-    def make(*datasets: dict, num_classes: int = 3, **loader) -> list[DataLoader]:
+    def make(
+        *datasets: dict, num_classes: int = 3, model: dict | None = None, **loader
+    ) -> list[DataLoader]:
         runner = SimpleNamespace(build_dataloader=Runner.build_dataloader)
-        cfg = Config(dict(model=dict(head=dict(num_classes=num_classes))))
+        cfg = Config(dict(model=model or dict(head=dict(num_classes=num_classes))))
         check_data_of(runner, cfg)
         loader = dict(
             batch_size=2, sampler=dict(type='DefaultSampler', shuffle=False), **loader
@@ -95,6 +97,37 @@ def test_wrong_numbers_of_classes(build, folder):
     text = error_of(build, named, num_classes=2)
     assert "number of subfolders (3) doesn't match" in text
     assert str(folder) in text
+
+
+@pytest.mark.parametrize(
+    ('model', 'name'),
+    [
+        (dict(bbox_head=dict(num_classes=20)), 'bbox_head'),
+        (
+            dict(roi_head=dict(bbox_head=[dict(num_classes=20), dict(num_classes=3)])),
+            'roi_head.bbox_head',
+        ),
+        (
+            dict(
+                roi_head=dict(
+                    bbox_head=dict(num_classes=3), mask_head=dict(num_classes=20)
+                )
+            ),
+            'roi_head.mask_head',
+        ),
+        (
+            dict(
+                decode_head=dict(num_classes=3), auxiliary_head=[dict(num_classes=20)]
+            ),
+            'auxiliary_head',
+        ),
+    ],
+)
+def test_wrong_numbers_in_detectors_and_segmentors(model, name, build, folder):
+    train = custom(folder, data_prefix='train')
+    text = error_of(build, train, model=model)
+    assert f'has 3 classes, model.{name}.num_classes is 20' in text
+    build(train, model=Config(model).to_dict() | {name.split('.')[0]: {}})
 
 
 def test_class_folders(build, folder, caplog):

@@ -5,6 +5,9 @@ import os
 
 import pytest
 import torch
+from stack import NEW_TORCH
+
+from mmpsvit.engine import load_checkpoint
 
 
 def test_malicious_checkpoint_executes_nothing(small, run_tool, tmp_path):
@@ -42,6 +45,93 @@ def test_malicious_checkpoint_executes_nothing(small, run_tool, tmp_path):
         assert f'error: checkpoint {file} is refused' in output
         assert 'Traceback' not in output
         assert not trap.exists()
+
+
+TEACHER = """
+import mmpsvit
+from mmengine.runner import load_checkpoint
+from mmpretrain.registry import MODELS
+
+@MODELS.register_module()
+class Student(mmpsvit.PSViT):
+    def __init__(self, teacher, **kwargs):
+        super().__init__(**kwargs)
+        load_checkpoint(self, teacher, map_location='cpu')
+"""
+
+
+def test_file_that_a_model_reads_itself_executes_nothing(small, run_tool, tmp_path):
+    """As some models of MMPretrain and MMDetection do, when they are built."""
+    config, options, folder = small
+    trap = tmp_path / 'executed'
+
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(trap),)
+
+    file = tmp_path / 'strange.pth'
+    torch.save(dict(state_dict={}, meta=Malicious()), file)
+    honest = tmp_path / 'honest.pth'
+    torch.save(dict(state_dict={}), honest)
+    (tmp_path / 'student.py').write_text(TEACHER)
+    mine = tmp_path / 'mine.py'
+    mine.write_text(
+        f"""_base_ = '{config}'
+custom_imports = dict(imports=['student'])
+model = dict(backbone=dict(type='Student', teacher='{file}'))
+"""
+    )
+    for arguments in (
+        ('tools/analysis_tools/get_flops.py', mine),
+        ('tools/visualization/vis_sampling.py', mine, honest, folder, '--out', 'x.png'),
+        ('tools/benchmarks/benchmark_speed.py', mine, '--device', 'cpu'),
+        ('tools/train.py', mine, *options),
+        ('tools/test.py', mine, honest, *options),
+        *(
+            [('tools/deployment/export_onnx.py', mine, honest, '--out', 'x.onnx')]
+            if NEW_TORCH
+            else []
+        ),
+    ):
+        output = run_tool(*arguments, code=1, PYTHONPATH=str(tmp_path))
+        assert f'error: checkpoint {file} is refused' in output
+        assert 'Traceback' not in output
+        assert not trap.exists()
+
+
+def test_text_in_a_checkpoint_is_not_run(small, trained, run_tool, tmp_path):
+    """MMEngine runs the text in `meta.config` when it resumes."""
+    config, options, _ = small
+    trap = tmp_path / 'executed'
+    checkpoint = load_checkpoint(trained)
+    checkpoint['meta']['config'] = f"__import__('os').mkdir({str(trap)!r})\n"
+    file = tmp_path / 'strange.pth'
+    torch.save(checkpoint, file)
+    more = [*options, 'train_cfg.max_iters=5']
+    run_tool('tools/train.py', config, '--resume', file, '--work-dir', 'new', *more)
+    assert (tmp_path / 'new' / 'last_checkpoint').is_file()
+    assert not trap.exists()
+
+
+def test_files_that_are_no_checkpoints(small, run_tool, tmp_path):
+    config, options, _ = small
+    file = tmp_path / 'list.pth'
+    torch.save([torch.ones(2)], file)
+    init = ['model.init_cfg.type=Pretrained', 'model.init_cfg.checkpoint={}']
+    for settings in (['load_from={}'], init):
+        for path, message in ((file, 'cannot be read'), ('no.pth', 'does not exist')):
+            output = run_tool(
+                'tools/train.py',
+                config,
+                *options,
+                *[setting.format(path) for setting in settings],
+                code=1,
+            )
+            assert f'error: checkpoint {path} {message}' in output
+            assert 'Traceback' not in output
+    output = run_tool('tools/train.py', config, '--resume', file, *options, code=1)
+    assert f'error: checkpoint {file} cannot be read' in output
+    assert 'Traceback' not in output
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,20 @@ def test_loss_that_is_no_number(small, run_tool, tmp_path):
     assert not list((tmp_path / 'work').glob('*.pth'))
 
 
+def test_resume_in_a_folder_that_has_moved(small, trained, run_tool, tmp_path):
+    config, options, _ = small
+    (tmp_path / 'work').rename(tmp_path / 'moved')
+    more = [*options, 'train_cfg.max_iters=6']
+    run_tool('tools/train.py', config, '--work-dir', 'moved', '--resume', *more)
+    assert (tmp_path / 'moved' / 'iter_6.pth').is_file()
+    (tmp_path / 'moved' / 'iter_6.pth').unlink()
+    output = run_tool(
+        'tools/train.py', config, '--work-dir', 'moved', '--resume', *more, code=1
+    )
+    assert 'error: checkpoint ' in output and 'iter_6.pth does not exist' in output
+    assert 'Traceback' not in output
+
+
 def test_resume_keeps_load_from_until_there_is_something(small, run_tool, tmp_path):
     config, options, _ = small
     run_tool('tools/train.py', config, '--work-dir', 'first', *options)

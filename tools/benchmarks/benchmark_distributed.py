@@ -42,7 +42,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmpsvit.engine.cli import read_config
+from mmpsvit.engine.cli import read_config, run_main
 from mmpsvit.engine.distributed import close_distributed
 
 # Relative: what is printed and written has no folders of one machine.
@@ -208,4 +208,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_main(main)

@@ -49,7 +49,7 @@ from mmengine.logging import MMLogger
 from torch import Tensor
 
 from mmpsvit import PSViT
-from mmpsvit.engine.cli import read_config
+from mmpsvit.engine.cli import read_config, run_main
 from mmpsvit.ops import sample_points
 
 LAYOUTS = {'NCHW': torch.contiguous_format, 'channels_last': torch.channels_last}
@@ -323,4 +323,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_main(main)

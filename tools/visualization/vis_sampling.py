@@ -22,7 +22,7 @@ from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
 
 from mmpsvit.engine import load_checkpoint
-from mmpsvit.engine.cli import read_config
+from mmpsvit.engine.cli import read_config, run_main
 from mmpsvit.visualization import (
     build_trained,
     predict_sampling,
@@ -127,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_main(main)
