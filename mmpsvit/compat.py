@@ -1,7 +1,9 @@
 # Copyright (c) mmpsvit contributors.
-"""What PyTorch 2.1 to 2.5 and the original MMEngine lack, all in one place."""
+"""What older PyTorch, NumPy and the original MMEngine lack, all in one place."""
 
 import _compat_pickle
+import datetime
+import functools
 import os
 import pickle
 import re
@@ -9,12 +11,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import BinaryIO
+from unittest.mock import patch
 
 import mmengine.config.config
 import mmengine.hub.hub
+import mmengine.runner.checkpoint
+import numpy as np
 import torch
+from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import get_installed_path
 from packaging.version import Version
 from torch.autograd.function import once_differentiable
@@ -47,6 +53,52 @@ def _installed_path(package: str) -> str:
         return path
     spec = find_spec(os.path.basename(path))
     return os.path.dirname(spec.origin) if spec and spec.origin else path
+
+
+def replace_torch_load(load_file: Callable) -> None:
+    """Make MMEngine's loaders of checkpoints call a function instead of torch.load."""
+    checkpoint = mmengine.runner.checkpoint
+    if hasattr(checkpoint, '_safe_torch_load'):
+        checkpoint._safe_torch_load = load_file
+        return
+    # The original MMEngine calls torch.load itself, from each loader.
+    for prefix, loader in list(CheckpointLoader._schemes.items()):
+        if not hasattr(loader, 'is_safe'):
+            loader = _with_torch_load(loader, load_file)
+            CheckpointLoader.register_scheme(prefix, loader, force=True)
+
+
+def _with_torch_load(loader: Callable, load_file: Callable) -> Callable:
+    """A loader of MMEngine that finds another function where it calls torch.load."""
+
+    @functools.wraps(loader)
+    def load(*args, **kwargs) -> dict:
+        with patch('torch.load', load_file):
+            return loader(*args, **kwargs)
+
+    load.is_safe = True
+    return load
+
+
+def can_skip_batches(iterator: object) -> bool:
+    """Whether MMEngine's iterator of batches can start at a later one.
+
+    The original MMEngine takes the batches of all iterations before.
+    """
+    return hasattr(iterator, 'skip_iter')
+
+
+def numpy_multiarray() -> ModuleType:
+    """NumPy's module ``multiarray``, which NumPy 2 keeps elsewhere."""
+    is_numpy_2 = Version(np.__version__) >= Version('2')
+    return (np._core if is_numpy_2 else np.core).multiarray
+
+
+def process_group_timeout(seconds: float | None) -> dict:
+    """The timeout of ``init_process_group``; PyTorch 2.1 takes no None."""
+    if seconds is None:
+        return {}
+    return dict(timeout=datetime.timedelta(seconds=seconds))
 
 
 def is_compiling() -> bool:

@@ -11,6 +11,8 @@ from mmengine.dist import get_world_size
 from mmengine.runner import IterBasedTrainLoop
 from torch.utils.data import BatchSampler
 
+from mmpsvit.compat import can_skip_batches
+
 
 class BatchStream:
     """The endless batches of an ``IterBasedTrainLoop``, instead of its own iterator.
@@ -29,9 +31,8 @@ class BatchStream:
         self._init_worker = self._loader.worker_init_fn
         # Indices that the loader has taken, but whose batches it has not given yet.
         self._taken: deque[int] = deque()
-        # Older MMEngines resume by taking the batches of all earlier iterations.
-        is_old = not hasattr(loop.dataloader_iterator, 'skip_iter')
-        self._unused = loop.iter if is_old else 0
+        # What MMEngine takes and throws away until it is where the training resumes.
+        self._unused = 0 if can_skip_batches(loop.dataloader_iterator) else loop.iter
         self._seek(loop.iter)
         loop.dataloader_iterator = self
 

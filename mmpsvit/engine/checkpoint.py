@@ -7,13 +7,11 @@ whenever a checkpoint holds more than it expects. Here such a file is refused.
 
 import _codecs
 import contextlib
-import functools
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
-from unittest.mock import patch
 from urllib.parse import urlparse
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
@@ -22,9 +20,13 @@ import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader, find_latest_checkpoint
-from packaging.version import Version
 
-from mmpsvit.compat import Allowed, load_weights
+from mmpsvit.compat import (
+    Allowed,
+    load_weights,
+    numpy_multiarray,
+    replace_torch_load,
+)
 
 
 class CheckpointError(RuntimeError):
@@ -48,8 +50,7 @@ def _history_method(owner: type, name: str) -> Callable:
 
 def _allowed_globals() -> list[Allowed]:
     """What training checkpoints of MMEngine hold besides tensors."""
-    is_numpy_2 = Version(np.__version__) >= Version('2')
-    multiarray = (np._core if is_numpy_2 else np.core).multiarray
+    multiarray = numpy_multiarray()
     scalars = {type(np.dtype(code)) for code in '?bBhHiIlLqQefdUS'}
     return [
         HistoryBuffer,
@@ -182,26 +183,7 @@ def use_safe_loading() -> None:
         CheckpointLoader.register_scheme(prefix, loader, force=True)
     # The loaders of the other schemes (torchvision, open-mmlab, s3, ...) call these.
     mmengine_checkpoint.load_from_http = load_from_http
-    if hasattr(mmengine_checkpoint, '_safe_torch_load'):
-        mmengine_checkpoint._safe_torch_load = _load_file
-        return
-    # Those of the original MMEngine call torch.load.
-    for prefix, loader in list(CheckpointLoader._schemes.items()):
-        if prefix not in ours and not hasattr(loader, 'is_safe'):
-            safe = _replace_torch_load(loader)
-            CheckpointLoader.register_scheme(prefix, safe, force=True)
-
-
-def _replace_torch_load(loader: Callable) -> Callable:
-    """A loader of MMEngine that finds :func:`_load_file` where it calls torch.load."""
-
-    @functools.wraps(loader)
-    def load(*args, **kwargs) -> dict:
-        with patch('torch.load', _load_file):
-            return loader(*args, **kwargs)
-
-    load.is_safe = True
-    return load
+    replace_torch_load(_load_file)
 
 
 def _load_file(

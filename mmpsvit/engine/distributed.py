@@ -5,7 +5,6 @@ MMEngine's start-up and its default wrapper both insist on CUDA. Here the proces
 group exists before MMEngine looks for it, and the wrapper is configured explicitly.
 """
 
-import datetime
 import logging
 import os
 import subprocess
@@ -14,6 +13,8 @@ import sys
 import torch
 from mmengine.config import Config
 from torch import distributed as dist
+
+from mmpsvit.compat import process_group_timeout
 
 # Where each launcher puts rank, local rank and world size.
 _RANK_VARIABLES = {
@@ -47,11 +48,7 @@ def prepare_distributed(cfg: Config) -> None:
         return
     _export_rank(launcher)
     seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
-    # PyTorch 2.1 takes no None.
-    timeout = (
-        {} if seconds is None else dict(timeout=datetime.timedelta(seconds=seconds))
-    )
-    dist.init_process_group('gloo', **timeout)
+    dist.init_process_group('gloo', **process_group_timeout(seconds))
     if cfg.get('model_wrapper_cfg') is None:
         cfg.model_wrapper_cfg = dict(
             type='MMDistributedDataParallel',

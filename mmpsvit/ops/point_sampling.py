@@ -53,7 +53,8 @@ def sample_points(feat: Tensor, points: Tensor) -> Tensor:
     ``F.grid_sample`` here, which is one operator of ONNX.
 
     Args:
-        feat (Tensor): Feature map of shape (B, C, H, W).
+        feat (Tensor): Feature map of shape (B, C, H, W), finite: a point outside may
+            sample zero times a pixel.
         points (Tensor): Points of shape (B, N, 2), (x, y) in pixels of ``feat``,
             integer = pixel centre; float32 or float64.
 

@@ -49,8 +49,8 @@ def draw_points(rng: np.random.Generator, shape: tuple, size: tuple) -> np.ndarr
 @settings(deadline=None, derandomize=True, max_examples=10_000)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    batch=st.integers(0, 2),
-    count=st.integers(0, 5),
+    batch=st.integers(1, 2),
+    count=st.integers(1, 5),
     channels=st.integers(1, 3),
     size=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     dtype=st.sampled_from([torch.float32, torch.float64]),
@@ -73,6 +73,15 @@ def test_ten_thousand_cases(seed, batch, count, channels, size, dtype):
     )
     splatted = splat_points(tokens, points, size)
     torch.testing.assert_close(splatted, expected, **tolerance)
+
+
+@pytest.mark.parametrize(('batch', 'count'), [(0, 3), (2, 0), (0, 0)])
+def test_no_points(batch, count):
+    points = torch.zeros(batch, count, 2)
+    feat = torch.ones(batch, 4, HEIGHT, WIDTH)
+    assert sample_points(feat, points).shape == (batch, count, 4)
+    splatted = splat_points(torch.ones(batch, count, 4), points, (HEIGHT, WIDTH))
+    torch.testing.assert_close(splatted, torch.zeros_like(feat))
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])

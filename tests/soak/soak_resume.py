@@ -155,6 +155,10 @@ class Training:
         if any(process.returncode for process in ended):
             raise Failure(f'a training failed:\n{self.output()[-3000:]}')
 
+    def was_killed(self) -> bool:
+        """Whether a process, all of which have ended, did not end by itself."""
+        return any(p.returncode == -signal.SIGKILL for p in self._processes)
+
     def kill(self, rng: random.Random) -> str:
         """Kill one process, after which its launcher ends the others, or all at once.
 
@@ -329,6 +333,8 @@ def interrupt(
         while training.is_running():
             time.sleep(0.01)
         training.kill(rng)
+        if not training.was_killed():
+            raise Failure(f'a training ended before access {goal} to files it writes')
         moment = f'killed at access {goal} to files it writes'
     else:
         training = Training(case, folder, images)

@@ -209,6 +209,27 @@ def test_fixed_batch_and_point_stride(run_here, network, images, tmp_path, capsy
     check(scores, arrays, files, names)
 
 
+@pytest.mark.parametrize('suffix', ['.onnx', '.pt2'])
+@pytest.mark.parametrize('shape', [(224, 224), (256, 192)])
+def test_sizes_and_batches(suffix, shape, run_here, network, images, tmp_path):
+    """One file for every batch; 224 pixels without being told."""
+    names = network()
+    out = tmp_path / f'psvit{suffix}'
+    option = [] if shape == (224, 224) else ['--shape', *shape]
+    run_here(*names, '--out', out, '--dynamic-batch', *option)
+    if suffix == '.pt2':
+        program = torch.export.load(out).module()
+    else:
+        session = onnxruntime.InferenceSession(out)
+    for count in (1, 5):
+        files, arrays = images(count, *shape)
+        if suffix == '.pt2':
+            scores = program(torch.from_numpy(arrays)).numpy()
+        else:
+            (scores,) = session.run(['scores'], {'images': arrays})
+        check(scores, arrays, files, names)
+
+
 def test_program(run_here, network, images, root, tmp_path, monkeypatch, capsys):
     """A network that sees BGR, as a program; class names from the config."""
     names = network(
