@@ -2,6 +2,7 @@
 """Mistakes of users, and files of strangers: one line, and nothing is executed."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,16 +11,22 @@ from stack import NEW_TORCH
 from mmpsvit.engine import load_checkpoint
 
 
-def test_malicious_checkpoint_executes_nothing(small, run_tool, tmp_path):
-    config, options, folder = small
-    trap = tmp_path / 'executed'
+@pytest.fixture
+def malicious(tmp_path) -> tuple[Path, Path]:
+    """A checkpoint, and the folder that it would make if it were unpickled in full."""
+    file, trap = tmp_path / 'strange.pth', tmp_path / 'executed'
 
     class Malicious:
         def __reduce__(self):
             return os.mkdir, (str(trap),)
 
-    file = tmp_path / 'strange.pth'
     torch.save(dict(state_dict={}, meta=Malicious()), file)
+    return file, trap
+
+
+def test_malicious_checkpoint_executes_nothing(small, run_tool, malicious):
+    config, options, folder = small
+    file, trap = malicious
     for arguments in (
         ('tools/test.py', config, file, *options),
         ('tools/train.py', config, '--resume', file, *options),
@@ -60,17 +67,12 @@ class Student(mmpsvit.PSViT):
 """
 
 
-def test_file_that_a_model_reads_itself_executes_nothing(small, run_tool, tmp_path):
+def test_file_that_a_model_reads_itself_executes_nothing(
+    small, run_tool, malicious, tmp_path
+):
     """As some models of MMPretrain and MMDetection do, when they are built."""
     config, options, folder = small
-    trap = tmp_path / 'executed'
-
-    class Malicious:
-        def __reduce__(self):
-            return os.mkdir, (str(trap),)
-
-    file = tmp_path / 'strange.pth'
-    torch.save(dict(state_dict={}, meta=Malicious()), file)
+    file, trap = malicious
     honest = tmp_path / 'honest.pth'
     torch.save(dict(state_dict={}), honest)
     (tmp_path / 'student.py').write_text(TEACHER)
