@@ -24,8 +24,8 @@ def run(folder) -> str:
     ]
     pictures = sum('image/png' in output.get('data', ()) for output in outputs)
     assert pictures == 3
-    # Rich, the inferencer's progress bar, now and then goes on to catch what is printed,
-    # and displays it.
+    # Rich, the inferencer's progress bar, now and then goes on to catch what is
+    # printed, and displays it.
     return ''.join(
         output.get('text', '') + output.get('data', {}).get('text/plain', '')
         for output in outputs
