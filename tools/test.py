@@ -98,7 +98,7 @@ def _use_tta(parser: argparse.ArgumentParser, cfg: Config) -> None:
 def main() -> None:
     """Test, print the metrics and write what ``--out`` asks for."""
     args, cfg = parse_args()
-    runner = build_runner(cfg, must_fit=('',))
+    runner = build_runner(cfg, must_fit=('',), evaluator='test_evaluator')
     if args.out is None:
         runner.test()
         return

@@ -79,10 +79,10 @@ def parse_args() -> Config:
         cfg.resume = True
         cfg.load_from = args.resume
     if cfg.get('resume'):
-        checkpoint = cfg.get('load_from') or latest_checkpoint(cfg.work_dir)
+        cfg.load_from = cfg.get('load_from') or latest_checkpoint(cfg.work_dir)
         # Sharded checkpoints are folders.
-        if checkpoint and Path(checkpoint).expanduser().is_file():
-            adopt_seed(cfg, checkpoint)
+        if cfg.load_from and Path(cfg.load_from).expanduser().is_file():
+            adopt_seed(cfg, cfg.load_from)
     set_dataloader_defaults(cfg, not args.no_pin_memory, not args.no_persistent_workers)
     return cfg
 

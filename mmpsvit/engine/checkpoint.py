@@ -131,6 +131,8 @@ def load_checkpoint(
         CheckpointError: If the file is damaged, or no checkpoint at all.
     """
     path = Path(filename).expanduser()
+    if path.is_dir():
+        raise CheckpointError(f'checkpoint {filename} is a folder, not a file')
     if not path.is_file():
         raise MissingCheckpointError(f'checkpoint {filename} does not exist')
     with _refusing(str(filename)):
@@ -148,7 +150,7 @@ def latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
         its name in ``work_dir``, which may have moved. None without that file.
     """
     named = find_latest_checkpoint(str(work_dir))
-    if named is None or os.path.exists(named):
+    if named is None or '://' in named or os.path.exists(named):
         return named
     moved = os.path.join(work_dir, os.path.basename(named))
     return moved if os.path.exists(moved) else named

@@ -94,7 +94,8 @@ def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Co
 
 def check_file(parser: argparse.ArgumentParser, argument: str, path: str) -> None:
     """End the process with code 2 if a local file that the user named is missing."""
-    if '://' not in path and not Path(path).expanduser().is_file():
+    # Sharded checkpoints are folders.
+    if '://' not in path and not Path(path).expanduser().exists():
         parser.error(f'argument {argument}: {path} does not exist')
 
 
@@ -118,15 +119,18 @@ def set_dataloader_defaults(
         loader.setdefault('persistent_workers', True)
 
 
-def build_runner(cfg: Config, must_fit: Sequence[str]) -> Runner:
+def build_runner(
+    cfg: Config, must_fit: Sequence[str], evaluator: str = 'val_evaluator'
+) -> Runner:
     """Check a config and build its runner, distributed also without a GPU.
 
     Args:
         cfg (Config): The config.
         must_fit (Sequence[str]): What of a checkpoint must fit, as in
             :class:`CheckpointFitHook`, unless the config has such a hook.
+        evaluator (str): Which evaluator the run needs. Defaults to 'val_evaluator'.
     """
-    check_config(cfg)
+    check_config(cfg, evaluator)
     prepare_distributed(cfg)
     hooks = [*cfg.get('custom_hooks', ())]
     if not any(hook['type'] == 'mmpsvit.CheckpointFitHook' for hook in hooks):

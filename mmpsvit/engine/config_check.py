@@ -17,20 +17,25 @@ class ConfigError(RuntimeError):
     """Parts of a config do not fit each other."""
 
 
-def check_config(cfg: Config) -> None:
+def check_config(cfg: Config, evaluator: str = 'val_evaluator') -> None:
     """Check that what PS-ViT puts out is what the model's next part takes, and classes.
 
     Args:
         cfg (Config): Config of a runner.
+        evaluator (str): Which evaluator the run needs. Defaults to 'val_evaluator'.
 
     Raises:
         ConfigError: If ``out_type`` does not fit the neck, or without a neck the head,
             or the neck expects another number of maps or other channels. Of any
             classifier, if it has other classes than the ``data_preprocessor`` that
-            mixes its images, or fewer than the ``topk`` of its evaluators.
+            mixes its images, or fewer than the ``topk`` of its accuracy.
     """
     model = _model_of(cfg)
-    _check_classes(cfg, model)
+    head = model.get('head')
+    num_classes = head.get('num_classes') if isinstance(head, dict) else None
+    if num_classes is not None:
+        _check_mixing(cfg, model, num_classes)
+        _check_topk(cfg, evaluator, num_classes)
     backbone = _psvit_of(model)
     if backbone is None:
         return
@@ -54,31 +59,32 @@ def check_config(cfg: Config) -> None:
         )
 
 
-def _check_classes(cfg: Config, model: dict) -> None:
-    """Hold a classifier's number of classes against the other places that have one."""
-    num_classes = (model.get('head') or {}).get('num_classes')
-    if num_classes is None:
-        return
+def _check_mixing(cfg: Config, model: dict, num_classes: int) -> None:
+    """Check the number of classes of what makes vectors of labels, to mix them."""
     given = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     augments = (model.get('train_cfg') or {}).get('augments')
     mixes = given.get('to_onehot') or given.get('batch_augments') or augments
-    if mixes and given.get('num_classes', num_classes) != num_classes:
+    if mixes and given.get('num_classes') not in (None, num_classes):
         raise ConfigError(
             f'data_preprocessor.num_classes is {given["num_classes"]}, '
             f'model.head.num_classes is {num_classes}: mixing images needs one number'
         )
-    for key in ('val_evaluator', 'test_evaluator'):
-        evaluators = cfg.get(key) or []
-        if isinstance(evaluators, dict):
-            evaluators = [evaluators]
-        for evaluator in evaluators:
-            topk = evaluator.get('topk', 1) if isinstance(evaluator, dict) else 1
-            largest = topk if isinstance(topk, int) else max(topk)
-            if largest > num_classes:
-                raise ConfigError(
-                    f'{key}.topk is {topk}, model.head.num_classes is {num_classes}: '
-                    'no more classes than there are can be the best'
-                )
+
+
+def _check_topk(cfg: Config, key: str, num_classes: int) -> None:
+    """Check that an accuracy asks for no more classes than there are."""
+    evaluators = cfg.get(key)
+    if not isinstance(evaluators, (list, tuple)):
+        evaluators = [evaluators]
+    for evaluator in evaluators:
+        if not isinstance(evaluator, dict) or _name(evaluator) != 'Accuracy':
+            continue
+        topk = evaluator.get('topk', 1)
+        if max(topk if isinstance(topk, (list, tuple)) else [topk]) > num_classes:
+            raise ConfigError(
+                f'{key}.topk is {topk}, model.head.num_classes is {num_classes}: no '
+                'more classes than there are can be the best'
+            )
 
 
 def _check_maps(

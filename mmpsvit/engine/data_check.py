@@ -18,16 +18,10 @@ from .image_check import CheckedPipeline, DataError, one_line
 
 __all__ = ['DataError', 'check_data_of']
 
-# Where models have what tells the classes of a data set apart.
-_HEADS = (
-    'head',
-    'bbox_head',
-    'mask_head',
-    'roi_head.bbox_head',
-    'roi_head.mask_head',
-    'decode_head',
-    'auxiliary_head',
-)
+# The heads that tell the classes of a data set apart. Auxiliary ones may have others.
+_HEADS = ('head', 'bbox_head', 'mask_head', 'decode_head')
+# Such models are told of classes in words; their number is that of words, or open.
+_TEXT_PARTS = ('language_model', 'text_encoder', 'text_model')
 
 
 def check_data_of(runner: Runner, cfg: Config) -> None:
@@ -60,8 +54,13 @@ def check_data_of(runner: Runner, cfg: Config) -> None:
         except Exception as error:
             reason = _fault_in_lines(dataset) or one_line(error)
             raise DataError(f'data set {name} cannot be read ({reason})') from error
-        classes = getattr(loader.dataset, 'metainfo', {}).get('classes')
+        metainfo = getattr(loader.dataset, 'metainfo', {})
+        # Of panoptic data, boxes and masks have the things only.
+        things = metainfo.get('thing_classes')
         for key, count in counts:
+            classes = (
+                things if things and 'roi_head' in key else metainfo.get('classes')
+            )
             if classes and len(classes) != count:
                 raise DataError(
                     f'data set {name} has {len(classes)} classes, {key} is {count}'
@@ -83,14 +82,23 @@ def check_data_of(runner: Runner, cfg: Config) -> None:
 def _class_counts(model: dict) -> Iterator[tuple[str, int]]:
     """The number of classes of each head, also below test-time augmentation."""
     model = model.get('module', model)
-    for path in _HEADS:
-        heads = model
-        for key in path.split('.'):
-            heads = heads.get(key) or {}
-        # Cascades, and the auxiliary heads of segmentors, have lists.
-        for head in heads if isinstance(heads, (list, tuple)) else [heads]:
-            if head.get('num_classes') and not head.get('class_agnostic'):
-                yield f'model.{path}.num_classes', head['num_classes']
+    if any(model.get(part) for part in _TEXT_PARTS):
+        return
+    for path, parent in (('model', model), ('model.roi_head', model.get('roi_head'))):
+        for key in _HEADS if isinstance(parent, dict) else ():
+            heads = parent.get(key)
+            # Cascades have lists.
+            for head in heads if isinstance(heads, (list, tuple)) else [heads]:
+                if isinstance(head, dict) and _has_all_classes(head):
+                    yield f'{path}.{key}.num_classes', head['num_classes']
+
+
+def _has_all_classes(head: dict) -> bool:
+    """Whether a head has one output for each class of the data set."""
+    if not head.get('num_classes') or head.get('class_agnostic'):
+        return False
+    # Segmentors with one output tell two classes apart.
+    return head.get('out_channels') != 1
 
 
 def _describe(dataset: dict) -> str:

@@ -136,8 +136,14 @@ class ExactCheckpointHook(CheckpointHook):
             state = processes[get_rank()]
             try:
                 set_process_state(runner, state)
-            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-                raise _damaged(runner) from None
+            except (
+                AttributeError,
+                LookupError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+            ) as error:
+                raise _damaged(runner) from error
             if runner.train_dataloader.persistent_workers:
                 # To start them again takes a random number that they took long ago.
                 self._state_with_workers = state['random']
@@ -274,10 +280,17 @@ def _name(runner: Runner) -> str | None:
 
 def _own_part(runner: Runner, checkpoint: dict) -> dict:
     """This hook's part of a checkpoint; empty if another hook saved it."""
-    part = checkpoint.get(_KEY, {})
+    part = checkpoint.get(_KEY)
+    if part is None:
+        return {}
     known = {'by_epoch', 'validated', 'processes', 'outdated'}
-    is_ours = isinstance(part, dict) and part.keys() <= known
-    if not is_ours or (part and not isinstance(part.get('processes'), list)):
+    if not (
+        isinstance(part, dict)
+        and part.keys() <= known
+        and isinstance(part.get('processes'), list)
+        and isinstance(part.get('outdated', []), list)
+        and all(isinstance(name, str) for name in part.get('outdated', []))
+    ):
         raise _damaged(runner)
     return dict(part)
 
@@ -293,7 +306,7 @@ def _differences(runner: Runner, checkpoint: dict) -> Iterator[str]:
     """What will differ from a training that was not interrupted."""
     if 'optimizer' not in checkpoint:
         yield 'the checkpoint has no state of the optimizer'
-    if _KEY not in checkpoint:
+    if checkpoint.get(_KEY) is None:
         yield 'the checkpoint has no random state, as ExactCheckpointHook saves it'
     elif len(checkpoint[_KEY]['processes']) != get_world_size():
         yield (

@@ -87,15 +87,15 @@ class FiniteLossHook(Hook):
         model = runner.model
         if is_model_wrapper(model):
             model = model.module
-        # No buffers: some hold infinity on purpose.
-        parameters = set(map(_plain_name, dict(model.named_parameters())))
+        # Some buffers hold infinity on purpose.
+        buffers = set(map(_plain_name, dict(model.named_buffers())))
         # With EMAHook, the average and the weights themselves, one under each key.
         lost = [
             plain
             for key in ('state_dict', 'ema_state_dict')
             for name, value in checkpoint.get(key, {}).items()
-            if (plain := name.removeprefix('module.')) in parameters
-            and not value.isfinite().all()
+            if (plain := name.removeprefix('module.')) not in buffers
+            and not _is_finite(value)
         ]
         if lost:
             raise NonFiniteLossError(
@@ -129,3 +129,12 @@ class FiniteLossHook(Hook):
 def _plain_name(name: str) -> str:
     """A parameter's name in a checkpoint; FSDP puts its wrappers into names."""
     return name.replace('_fsdp_wrapped_module.', '')
+
+
+def _is_finite(value: object) -> bool:
+    """Whether a weight is finite, or what this process has of it."""
+    if hasattr(value, 'local_shards'):
+        return all(_is_finite(shard.tensor) for shard in value.local_shards())
+    if hasattr(value, 'to_local'):
+        value = value.to_local()
+    return not isinstance(value, Tensor) or bool(value.isfinite().all())

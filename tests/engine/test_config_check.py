@@ -5,6 +5,7 @@ import re
 
 import pytest
 from mmengine.config import Config
+from mmpretrain.evaluation import Accuracy
 
 from mmpsvit.engine.config_check import ConfigError, check_config, training_remarks
 
@@ -174,8 +175,8 @@ MIXUP = dict(augments=dict(type='Mixup', alpha=0.8))
             'val_evaluator.topk is',
         ),
         (
-            dict(test_evaluator=[dict(type='Accuracy', topk=4)]),
-            'test_evaluator.topk is 4',
+            dict(val_evaluator=[dict(type='Accuracy', topk=4)]),
+            'val_evaluator.topk is 4',
         ),
     ],
 )
@@ -187,10 +188,16 @@ def test_numbers_of_classes(settings, message):
         data_preprocessor=dict(num_classes=10),
         val_evaluator=[
             dict(type='Accuracy', topk=(1, 3)),
-            dict(type='ConfusionMatrix'),
+            dict(type='MultiLabelMetric', topk=None),
+            dict(type='RetrievalRecall', topk=(1, 10)),
         ],
+        test_evaluator=dict(type='Accuracy', topk=(1, 5)),
     )
     check_config(Config(good))
+    with pytest.raises(ConfigError, match='test_evaluator.topk is'):
+        check_config(Config(good), 'test_evaluator')
+    unset = dict(data_preprocessor=dict(num_classes=None, to_onehot=True))
+    check_config(Config(dict(good, **unset, val_evaluator=Accuracy())))
     if 'train_cfg' in settings:
         settings = dict(model=dict(model, **settings))
     with pytest.raises(ConfigError, match=re.escape(message)):

@@ -115,19 +115,41 @@ def test_wrong_numbers_of_classes(build, folder):
             ),
             'roi_head.mask_head',
         ),
-        (
-            dict(
-                decode_head=dict(num_classes=3), auxiliary_head=[dict(num_classes=20)]
-            ),
-            'auxiliary_head',
-        ),
+        (dict(decode_head=dict(num_classes=20)), 'decode_head'),
     ],
 )
 def test_wrong_numbers_in_detectors_and_segmentors(model, name, build, folder):
     train = custom(folder, data_prefix='train')
     text = error_of(build, train, model=model)
     assert f'has 3 classes, model.{name}.num_classes is 20' in text
-    build(train, model=Config(model).to_dict() | {name.split('.')[0]: {}})
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        dict(decode_head=dict(num_classes=3), auxiliary_head=[dict(num_classes=2)]),
+        dict(decode_head=dict(num_classes=2, out_channels=1)),
+        dict(bbox_head=dict(num_classes=256), language_model=dict(type='BertModel')),
+        dict(
+            roi_head=dict(
+                bbox_head=dict(num_classes=3),
+                mask_head=dict(num_classes=1, class_agnostic=True),
+            )
+        ),
+        dict(roi_head=[dict(bbox_head=dict(num_classes=20))]),
+        dict(head=None),
+    ],
+)
+def test_other_numbers_that_are_right(model, build, folder):
+    build(custom(folder, data_prefix='train'), model=model)
+
+
+def test_things_of_panoptic_data(build, folder):
+    things = dict(classes=CLASSES, thing_classes=CLASSES[:2], stuff_classes=CLASSES[2:])
+    train = custom(folder, data_prefix='train', metainfo=things)
+    build(train, model=dict(roi_head=dict(bbox_head=dict(num_classes=2))))
+    with pytest.raises(DataError, match=r'has 2 classes, model\.roi_head'):
+        build(train, model=dict(roi_head=dict(bbox_head=dict(num_classes=3))))
 
 
 def test_class_folders(build, folder, caplog):

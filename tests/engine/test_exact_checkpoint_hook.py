@@ -237,7 +237,14 @@ def test_middle_of_an_epoch_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     'part',
-    [7, dict(processes=3), dict(processes=[{}]), dict(processes=[dict(random={})])],
+    [
+        7,
+        {},
+        dict(processes=3),
+        dict(processes=[{}]),
+        dict(processes=[dict(random={})]),
+        dict(processes=[], outdated=[7]),
+    ],
 )
 def test_damaged_part_is_named(part, tmp_path):
     options = {'train_cfg.max_epochs': 1}
