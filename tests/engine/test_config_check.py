@@ -194,7 +194,7 @@ def test_numbers_of_classes(settings, message):
         test_evaluator=dict(type='Accuracy', topk=(1, 5)),
     )
     check_config(Config(good))
-    with pytest.raises(ConfigError, match='test_evaluator.topk is'):
+    with pytest.raises(ConfigError, match=r'test_evaluator\.topk is'):
         check_config(Config(good), 'test_evaluator')
     unset = dict(data_preprocessor=dict(num_classes=None, to_onehot=True))
     check_config(Config(dict(good, **unset, val_evaluator=Accuracy())))
