@@ -69,7 +69,9 @@ def python(wheel, tmp_path_factory) -> Path:
     run(*pip, '--quiet', '--no-deps', '--no-index', wheel, cwd=folder)
     (packages,) = folder.glob('lib/python*/site-packages')
     # The line adds a folder, not the editable mmpsvit that .pth files in it name.
-    (packages / 'others.pth').write_text(f'{SITE_PACKAGES}\n')
+    # So setuptools' own, without which Python 3.12 has no distutils, is here again.
+    shim = 'import _distutils_hack; _distutils_hack.add_shim()'
+    (packages / 'others.pth').write_text(f'{SITE_PACKAGES}\n{shim}\n')
     return interpreter
 
 
