@@ -70,14 +70,24 @@ def _allowed_globals() -> list[Allowed]:
 
 
 def _load(
+    filename: str,
     file: str | os.PathLike | BinaryIO,
     map_location: str | None,
     allowed: Sequence[type] = (),
 ) -> dict:
-    """Load a file, and take out of it what MMEngine would run."""
-    checkpoint = load_weights(file, map_location, [*_allowed_globals(), *allowed])
+    """Load a file, and take out of it what MMEngine would run.
+
+    Args:
+        filename (str): How errors call the file.
+        file (str | os.PathLike | BinaryIO): A path or an open file.
+        map_location (str, optional): As in ``torch.load``.
+        allowed (Sequence[type]): As in :func:`load_checkpoint`.
+    """
+    with _refusing(filename):
+        checkpoint = load_weights(file, map_location, [*_allowed_globals(), *allowed])
     if not isinstance(checkpoint, dict):
-        raise TypeError(f'it holds no dict, but a {type(checkpoint).__name__}')
+        kind = type(checkpoint).__name__
+        raise CheckpointError(f'checkpoint {filename} holds a {kind}, no weights')
     meta = checkpoint.get('meta')
     if isinstance(meta, dict):
         # Text that MMEngine, when it resumes, would run as a Python config. It writes
@@ -135,8 +145,7 @@ def load_checkpoint(
         raise CheckpointError(f'checkpoint {filename} is a folder, not a file')
     if not path.is_file():
         raise MissingCheckpointError(f'checkpoint {filename} does not exist')
-    with _refusing(str(filename)):
-        return _load(path, map_location, allowed)
+    return _load(str(filename), path, map_location, allowed)
 
 
 def latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
@@ -172,7 +181,7 @@ def load_from_http(filename: str, map_location: str | None = None) -> dict:
                 # Under another name until it is complete.
                 torch.hub.download_url_to_file(filename, str(path))
             barrier()
-        return _load(path, map_location)
+    return _load(filename, path, map_location)
 
 
 def use_safe_loading() -> None:
@@ -192,5 +201,4 @@ def _load_file(
     file, map_location: str | None = None, weights_only: bool = True
 ) -> dict:
     """Load a path or an open file; never in full, whatever ``weights_only`` says."""
-    with _refusing(str(file)):
-        return _load(file, map_location)
+    return _load(str(file), file, map_location)

@@ -5,12 +5,7 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 
-from mmpsvit.models.pretrained import (
-    CheckpointMisfitError,
-    find_misfits,
-    raise_misfits,
-    without_wrapper,
-)
+from mmpsvit.models.pretrained import find_misfits, raise_misfits, without_wrapper
 
 
 def build_trained(
@@ -35,11 +30,6 @@ def build_trained(
     if 'data_preprocessor' in cfg:
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
     model = MODELS.build(model_cfg)
-    if not isinstance(checkpoint, dict):
-        raise CheckpointMisfitError(
-            f'checkpoint {name} does not fit the config: it holds a '
-            f'{type(checkpoint).__name__}, no weights'
-        )
     state = without_wrapper(checkpoint.get('state_dict', checkpoint))
     raise_misfits(name, list(find_misfits(model, state).values()))
     meta = checkpoint.get('meta') or {}

@@ -147,7 +147,7 @@ def test_mistakes_are_told_in_one_sentence(demo, looker, checkout, tmp_path):
         ((str(line), CONFIG, CHECKPOINT), 'line.png is too narrow: one side must be'),
         ((image, CONFIG, 'work_dirs/strange.pth'), 'strange.pth is refused'),
         ((image, CONFIG, 'work_dirs/damaged.pth'), 'damaged.pth '),
-        ((image, CONFIG, 'work_dirs/list.pth'), 'it holds a list, no weights'),
+        ((image, CONFIG, 'work_dirs/list.pth'), 'list.pth holds a list, no weights'),
         ((image, ti14, CHECKPOINT), f'{CHECKPOINT} does not fit the config: '),
         ((image, 'configs/no.py', CHECKPOINT), 'The config configs/no.py does not'),
         ((image, 'configs/broken.py', CHECKPOINT), 'config broken.py cannot be used'),

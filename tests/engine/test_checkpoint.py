@@ -203,7 +203,7 @@ def test_damaged_and_missing_files(tmp_path):
         load_checkpoint(text)
     for value in ([1], torch.ones(2)):
         torch.save(value, text)
-        with pytest.raises(CheckpointError, match=r'text\.pth .*no dict'):
+        with pytest.raises(CheckpointError, match=r'text\.pth holds a \w+, no weights'):
             load_checkpoint(text)
     with pytest.raises(MissingCheckpointError, match=r'missing\.pth does not exist'):
         load_checkpoint(tmp_path / 'missing.pth')

@@ -121,7 +121,7 @@ def test_files_that_are_no_checkpoints(small, run_tool, tmp_path):
     torch.save([torch.ones(2)], file)
     init = ['model.init_cfg.type=Pretrained', 'model.init_cfg.checkpoint={}']
     for settings in (['load_from={}'], init):
-        for path, message in ((file, 'cannot be read'), ('no.pth', 'does not exist')):
+        for path, message in ((file, 'holds a list'), ('no.pth', 'does not exist')):
             output = run_tool(
                 'tools/train.py',
                 config,
@@ -132,7 +132,7 @@ def test_files_that_are_no_checkpoints(small, run_tool, tmp_path):
             assert f'error: checkpoint {path} {message}' in output
             assert 'Traceback' not in output
     output = run_tool('tools/train.py', config, '--resume', file, *options, code=1)
-    assert f'error: checkpoint {file} cannot be read' in output
+    assert f'error: checkpoint {file} holds a list' in output
     assert 'Traceback' not in output
 
 
