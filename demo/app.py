@@ -23,7 +23,7 @@ import torch
 from looker import NO_CHECKPOINT, TOP, Look, Looker, LookError
 from mmengine.logging import MMLogger
 
-from mmpsvit.engine import use_safe_loading
+from mmpsvit.guard import use_safe_loading
 from mmpsvit.visualization import sampling_picture
 
 TITLE = 'Where does it look?'

@@ -17,9 +17,9 @@ from mmengine.dataset import Compose
 from mmengine.model import BaseModel
 from PIL import Image
 
-from mmpsvit.engine import CheckpointError, load_checkpoint
-from mmpsvit.engine.image_check import MAX_SIDE_RATIO
-from mmpsvit.models.pretrained import CheckpointMisfitError
+from mmpsvit.guard import CheckpointError, load_checkpoint
+from mmpsvit.guard.fit import CheckpointMisfitError
+from mmpsvit.guard.images import MAX_SIDE_RATIO
 from mmpsvit.visualization import (
     SampledImage,
     build_trained,

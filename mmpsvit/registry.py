@@ -5,29 +5,20 @@ MMEngine imports this file by itself when a config says ``type='mmpsvit.X'``, an
 each registry then imports the modules that fill it.
 """
 
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import (
-    OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
-)
-from mmengine.registry import PARAM_SCHEDULERS as MMENGINE_PARAM_SCHEDULERS
+from mmengine import registry as mmengine_registry
 from mmengine.registry import Registry
 
-MODELS = Registry(
-    'model', parent=MMENGINE_MODELS, scope='mmpsvit', locations=['mmpsvit.models']
-)
-PARAM_SCHEDULERS = Registry(
-    'parameter scheduler',
-    parent=MMENGINE_PARAM_SCHEDULERS,
-    scope='mmpsvit',
-    locations=['mmpsvit.engine'],
-)
-HOOKS = Registry(
-    'hook', parent=MMENGINE_HOOKS, scope='mmpsvit', locations=['mmpsvit.engine']
-)
-OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    'optimizer wrapper constructor',
-    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
-    scope='mmpsvit',
-    locations=['mmpsvit.engine'],
-)
+
+def _child(parent: str, *rooms: str) -> Registry:
+    """A registry below MMEngine's of this name, filled by some of our packages."""
+    parent = getattr(mmengine_registry, parent)
+    locations = [f'mmpsvit.{room}' for room in rooms]
+    return Registry(parent.name, parent=parent, scope='mmpsvit', locations=locations)
+
+
+MODELS = _child('MODELS', 'models')
+HOOKS = _child('HOOKS', 'guard', 'engine', 'visualization')
+LOOPS = _child('LOOPS', 'guard')
+TRANSFORMS = _child('TRANSFORMS', 'guard')
+PARAM_SCHEDULERS = _child('PARAM_SCHEDULERS', 'engine')
+OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS', 'engine')

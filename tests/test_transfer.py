@@ -14,8 +14,8 @@ from mmpretrain.datasets import CIFAR10, CIFAR100
 from PIL import Image
 from scipy.io import savemat
 
-from mmpsvit.engine.cli import build_runner
-from mmpsvit.models.pretrained import CheckpointMisfitError
+from mmpsvit.cli import build_runner
+from mmpsvit.guard.fit import CheckpointMisfitError
 
 CONFIGS = Path(__file__).parent.parent / 'configs' / 'psvit'
 RNG = np.random.default_rng(0)

@@ -19,7 +19,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 
-from mmpsvit.engine.cli import (
+from mmpsvit.cli import (
     add_common_arguments,
     build_runner,
     check_file,

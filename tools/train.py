@@ -16,8 +16,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from mmpsvit.engine import adopt_seed, latest_checkpoint
-from mmpsvit.engine.cli import (
+from mmpsvit.cli import (
     add_common_arguments,
     build_runner,
     check_file,
@@ -25,7 +24,8 @@ from mmpsvit.engine.cli import (
     run_main,
     set_dataloader_defaults,
 )
-from mmpsvit.engine.config_check import training_remarks
+from mmpsvit.cli.config_check import training_remarks
+from mmpsvit.guard import adopt_seed, latest_checkpoint
 
 
 def parse_args() -> Config:

@@ -15,11 +15,13 @@ from .sampling import (
     sampling_figure,
     sampling_picture,
 )
+from .sampling_hook import SamplingVisualizationHook
 from .trained import build_trained
 
 __all__ = [
     'SampledImage',
     'SampledImages',
+    'SamplingVisualizationHook',
     'build_trained',
     'class_name',
     'draw_sampling',

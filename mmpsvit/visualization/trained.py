@@ -5,7 +5,7 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 
-from mmpsvit.models.pretrained import find_misfits, raise_misfits, without_wrapper
+from mmpsvit.guard.fit import find_misfits, raise_misfits, without_wrapper
 
 
 def build_trained(
@@ -15,7 +15,7 @@ def build_trained(
 
     Args:
         cfg (Config): The config. Its default scope becomes that of the process.
-        checkpoint (dict): What :func:`mmpsvit.engine.load_checkpoint` returned.
+        checkpoint (dict): What :func:`mmpsvit.guard.load_checkpoint` returned.
         name (str): The checkpoint's name, for error messages.
 
     Returns:

@@ -10,7 +10,7 @@ import torch
 from mmdet.datasets import CocoDataset
 from PIL import Image
 
-from mmpsvit.engine import load_checkpoint
+from mmpsvit.guard import load_checkpoint
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from stack import skip_without_autocast
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpsvit import PSViT, PSViTClsHead
-from mmpsvit.models.pretrained import CheckpointMisfitError
+from mmpsvit.guard.fit import CheckpointMisfitError
 
 ARCH = dict(
     embed_dims=24,

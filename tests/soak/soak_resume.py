@@ -36,8 +36,8 @@ from PIL import Image
 from torch.utils._pytree import tree_flatten
 
 # Imported once: the trainings are forks of this process.
-import mmpsvit.engine.cli  # noqa: F401
-from mmpsvit.engine import CheckpointError, load_checkpoint
+import mmpsvit.cli  # noqa: F401
+from mmpsvit.guard import CheckpointError, load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ('circle', 'square', 'star')

@@ -6,7 +6,7 @@ import re
 import torch
 from stack import needs_new_torch
 
-from mmpsvit.engine import load_checkpoint
+from mmpsvit.guard import load_checkpoint
 
 
 @needs_new_torch

@@ -8,7 +8,7 @@ import pytest
 import torch
 from stack import NEW_TORCH
 
-from mmpsvit.engine import load_checkpoint
+from mmpsvit.guard import load_checkpoint
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmpretrain.apis import get_model
 
-from mmpsvit.engine import load_checkpoint
+from mmpsvit.guard import load_checkpoint
 
 TOOL = 'tools/model_converters/psvit_to_mmpretrain.py'
 

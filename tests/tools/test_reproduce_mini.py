@@ -24,7 +24,7 @@ import pytest
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
-from mmpsvit.engine.cli import set_dataloader_defaults
+from mmpsvit.cli import set_dataloader_defaults
 
 pytest.importorskip('sklearn')
 

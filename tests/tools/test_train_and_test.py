@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmpsvit.engine import load_checkpoint
+from mmpsvit.guard import load_checkpoint
 
 CLASSES = ['circle', 'square', 'star']
 

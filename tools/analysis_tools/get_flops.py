@@ -24,7 +24,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 
 from mmpsvit import PSViT
-from mmpsvit.engine.cli import read_config, run_main
+from mmpsvit.cli import read_config, run_main
 
 
 def _shape(value) -> list[int]:

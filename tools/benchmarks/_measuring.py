@@ -23,8 +23,8 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from mmpsvit.compat import event_start, grad_scaler
-from mmpsvit.engine.atomic_backend import AtomicBackend
 from mmpsvit.engine.machine import processor_name, stack_versions
+from mmpsvit.guard.files import AtomicBackend
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'psvit'
 # Relative: a default that is printed and written has no folders of one machine.

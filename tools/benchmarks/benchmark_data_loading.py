@@ -49,7 +49,7 @@ from mmengine.utils.dl_utils import set_multi_processing
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mmpsvit.engine.cli import read_config, run_main, set_dataloader_defaults
+from mmpsvit.cli import read_config, run_main, set_dataloader_defaults
 
 CPU = torch.device('cpu')
 SIZE = (500, 375)

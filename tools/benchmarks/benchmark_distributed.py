@@ -42,8 +42,8 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmpsvit.engine.cli import read_config, run_main
-from mmpsvit.engine.distributed import close_distributed
+from mmpsvit.cli import read_config, run_main
+from mmpsvit.cli.launch import close_distributed
 
 # Relative: what is printed and written has no folders of one machine.
 DEFAULT_CONFIG = os.path.relpath(CONFIGS / 'ti14.py')

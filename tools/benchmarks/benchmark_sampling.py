@@ -49,7 +49,7 @@ from mmengine.logging import MMLogger
 from torch import Tensor
 
 from mmpsvit import PSViT
-from mmpsvit.engine.cli import read_config, run_main
+from mmpsvit.cli import read_config, run_main
 from mmpsvit.ops import sample_points
 
 LAYOUTS = {'NCHW': torch.contiguous_format, 'channels_last': torch.channels_last}

@@ -55,7 +55,7 @@ from mmpretrain.models import VisionTransformer
 from torch import nn
 
 from mmpsvit import PSViT
-from mmpsvit.engine.cli import read_config, run_main
+from mmpsvit.cli import read_config, run_main
 from mmpsvit.models.backbones.arch import resolve_arch
 
 POINT_STRIDE = 16

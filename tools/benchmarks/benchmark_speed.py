@@ -52,7 +52,7 @@ from plain_psvit import PlainPSViT
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmpsvit.engine.cli import read_config, run_main
+from mmpsvit.cli import read_config, run_main
 
 OURS = {path.stem: str(path) for path in sorted(CONFIGS.glob('*.py'))}
 # Peers of the paper's Table 9. MMPretrain has no RegNetY.

@@ -36,9 +36,9 @@ from mmpretrain.registry import DATASETS
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mmpsvit.cli import read_config, run_main
 from mmpsvit.compat import IS_NEW_TORCH
-from mmpsvit.engine import load_checkpoint
-from mmpsvit.engine.cli import read_config, run_main
+from mmpsvit.guard import load_checkpoint
 from mmpsvit.visualization import build_trained
 
 # What torch.onnx itself writes; other versions are conversions of it.

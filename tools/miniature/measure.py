@@ -29,10 +29,10 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from mmpsvit.engine import load_checkpoint
-from mmpsvit.engine.atomic_backend import AtomicBackend
-from mmpsvit.engine.cli import read_config, run_main, set_dataloader_defaults
+from mmpsvit.cli import read_config, run_main, set_dataloader_defaults
 from mmpsvit.engine.machine import processor_name, stack_versions
+from mmpsvit.guard import load_checkpoint
+from mmpsvit.guard.files import AtomicBackend
 from mmpsvit.models import ProgressiveSampling
 from mmpsvit.visualization import record_sampling
 

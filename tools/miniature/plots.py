@@ -12,8 +12,8 @@ from matplotlib.patches import Rectangle
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmpsvit.engine.atomic_backend import AtomicBackend
-from mmpsvit.engine.cli import set_dataloader_defaults
+from mmpsvit.cli import set_dataloader_defaults
+from mmpsvit.guard.files import AtomicBackend
 from mmpsvit.visualization import draw_sampling, predict_sampling, spread_indices
 
 from .measure import build_model, read_boxes

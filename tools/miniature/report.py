@@ -8,7 +8,7 @@ from string import Template
 import numpy as np
 from analysis_tools.get_flops import analyse
 
-from mmpsvit.engine.atomic_backend import AtomicBackend
+from mmpsvit.guard.files import AtomicBackend
 
 from .jobs import Folders
 from .plan import (

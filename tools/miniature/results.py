@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from mmpsvit.engine.atomic_backend import AtomicBackend
+from mmpsvit.guard.files import AtomicBackend
 
 from .plan import CONTROLS, LONG, ROOT, Budget, Point, Run
 from .pool import JobError

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mmpsvit import PSViT
-from mmpsvit.engine import CheckpointError, load_checkpoint
+from mmpsvit.guard import CheckpointError, load_checkpoint
 from mmpsvit.models.backbones.arch import resolve_arch
 
 # The authors' names and ours, first of the parts of a transformer layer.

@@ -21,8 +21,8 @@ from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
 
-from mmpsvit.engine import load_checkpoint
-from mmpsvit.engine.cli import read_config, run_main
+from mmpsvit.cli import read_config, run_main
+from mmpsvit.guard import load_checkpoint
 from mmpsvit.visualization import (
     build_trained,
     predict_sampling,

@@ -12,12 +12,12 @@ from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmpsvit.guard.fit import check_pretrained
 from mmpsvit.models.backbones.arch import resolve_arch
 from mmpsvit.models.backbones.pyramid import FEATMAP_MODES, build_pyramid, check_strides
 from mmpsvit.models.backbones.stem import Stem
 from mmpsvit.models.encoder_layer import EncoderLayer
 from mmpsvit.models.initialization import trunc_normal_
-from mmpsvit.models.pretrained import check_pretrained
 from mmpsvit.registry import MODELS
 
 STEM_STRIDE = 4

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
-from mmpsvit.engine import load_checkpoint
+from mmpsvit.guard import load_checkpoint
 
 NUMBERS = itertools.count()
 EPOCHS, ITERATIONS = 4, 12

@@ -12,13 +12,16 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmpsvit.models.pretrained import CheckpointMisfitError
+from mmpsvit.guard import (
+    CheckpointError,
+    CheckpointMisfitError,
+    NonFiniteLossError,
+    use_safe_loading,
+)
 
-from .checkpoint import CheckpointError, use_safe_loading
 from .config_check import ConfigError, check_config
 from .data_check import DataError, check_data_of
-from .distributed import close_distributed, prepare_distributed
-from .finite_loss_hook import NonFiniteLossError
+from .launch import close_distributed, prepare_distributed
 
 # What a tool tells in one line. The rest is our mistake, and its traceback helps.
 _MISTAKES = (

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import torch
 
-from mmpsvit.engine.process_state import get_random_state, set_random_state
+from mmpsvit.guard.process_state import get_random_state, set_random_state
 
 
 def test_random_state_is_plain_and_complete(tmp_path):

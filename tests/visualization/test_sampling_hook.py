@@ -20,8 +20,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmpsvit import ProgressiveSampling
-from mmpsvit.engine import SamplingVisualizationHook, load_checkpoint, sampling_hook
-from mmpsvit.visualization import predict_sampling
+from mmpsvit.guard import load_checkpoint
+from mmpsvit.visualization import (
+    SamplingVisualizationHook,
+    predict_sampling,
+    sampling_hook,
+)
 
 CLASSES = ['circle', 'square', 'star']
 HOOK = dict(type='mmpsvit.SamplingVisualizationHook')

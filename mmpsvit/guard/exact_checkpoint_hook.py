@@ -18,10 +18,9 @@ from mmengine.runner import (
 
 from mmpsvit.registry import HOOKS
 
-from .atomic_backend import AtomicBackend, remove_leftovers
-from .batch_stream import BatchStream
 from .checkpoint import CheckpointError, load_checkpoint
-from .config_check import ConfigError
+from .exact_loop import BatchStream
+from .files import AtomicBackend, remove_leftovers
 from .process_state import (
     get_process_state,
     get_random_state,
@@ -59,7 +58,7 @@ class ExactCheckpointHook(CheckpointHook):
         **kwargs: Likewise.
 
     Raises:
-        ConfigError: If ``by_epoch=False`` in a training by epochs, when it starts.
+        RuntimeError: If ``by_epoch=False`` in a training by epochs, when it starts.
         CheckpointError: If such a training is to resume in the middle of an epoch, or
             any from a file that holds weights only.
     """
@@ -95,7 +94,7 @@ class ExactCheckpointHook(CheckpointHook):
         """Prepare the training, and bring it to where the checkpoint was saved."""
         loop = runner.train_loop
         if isinstance(loop, EpochBasedTrainLoop) and not self.by_epoch:
-            raise ConfigError(
+            raise RuntimeError(
                 f'{type(self).__name__}: by_epoch=False saves in the middle of epochs, '
                 'where a training by epochs cannot resume: set by_epoch=True, or train '
                 'by iterations, with train_cfg.by_epoch=False and an InfiniteSampler'
@@ -104,8 +103,8 @@ class ExactCheckpointHook(CheckpointHook):
         names = f'*{self.filename_tmpl.format("*")}'
         self.file_backend = _LateRemoval(self.file_backend, self.out_dir, names)
         if is_main_process():
-            remove_leftovers(self.out_dir, names)
-            remove_leftovers(runner.work_dir, 'last_checkpoint')
+            for folder in {self.out_dir, runner.work_dir}:
+                remove_leftovers(folder)
         if isinstance(loop, IterBasedTrainLoop) and BatchStream.supports(loop):
             self._batches = BatchStream(loop)
         if self._loaded is not None:

@@ -8,7 +8,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import Tensor
 
-from mmpsvit.models.pretrained import (
+from mmpsvit.guard.fit import (
     CheckpointMisfitError,
     find_misfits,
     raise_misfits,

@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mmpsvit.engine.image_check import CheckedPipeline, DataError, is_cut_jpeg
+from mmpsvit.guard.images import CheckedPipeline, DataError, is_cut_jpeg
 
 
 def smooth(width: int = 40, height: int = 30) -> np.ndarray:

@@ -25,9 +25,8 @@ from small_training import (
     read_warnings,
 )
 
-from mmpsvit.engine import CheckpointError, adopt_seed, load_checkpoint
-from mmpsvit.engine.checkpoint import load_from_local
-from mmpsvit.engine.config_check import ConfigError
+from mmpsvit.guard import CheckpointError, adopt_seed, load_checkpoint
+from mmpsvit.guard.checkpoint import load_from_local
 
 
 @pytest.fixture(autouse=True)
@@ -198,7 +197,7 @@ def test_what_will_differ_is_told(changes, options, message, stopped, tmp_path):
 def test_middle_of_an_epoch_is_refused(tmp_path):
     message = 'by_epoch=False saves in the middle of epochs.*set by_epoch=True'
     options = {'default_hooks.checkpoint.by_epoch': False}
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(RuntimeError, match=message):
         make_runner(tmp_path / 'wrong', **options).train()
 
     message = r'was saved in the middle .*\(epoch 0, iteration 4, now 3 .*load_from'

@@ -15,13 +15,9 @@ from mmengine.runner import IterBasedTrainLoop, Runner, autocast
 from torch import nn
 
 from mmpsvit.registry import HOOKS
-from mmpsvit.visualization import (
-    figure_to_rgb,
-    find_sampler,
-    predict_sampling,
-    sampling_figure,
-    spread_indices,
-)
+
+from .prediction import predict_sampling, spread_indices
+from .sampling import figure_to_rgb, find_sampler, sampling_figure
 
 
 @HOOKS.register_module()

@@ -17,8 +17,8 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mmpsvit.engine.data_check import DataError, check_data_of
-from mmpsvit.engine.image_check import CheckedPipeline
+from mmpsvit.cli.data_check import DataError, check_data_of
+from mmpsvit.guard.images import CheckedPipeline
 
 CLASSES = ['circle', 'square', 'star']
 

@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import Config
 from mmpretrain.evaluation import Accuracy
 
-from mmpsvit.engine.config_check import ConfigError, check_config, training_remarks
+from mmpsvit.cli.config_check import ConfigError, check_config, training_remarks
 
 FPN = dict(type='FPN', in_channels=[384] * 4)
 HEAD = dict(type='mmpsvit.PSViTClsHead')

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from small_training import Recorder, make_runner, read
 
-from mmpsvit.engine import FiniteLossHook, NonFiniteLossError
+from mmpsvit.guard import FiniteLossHook, NonFiniteLossError
 
 
 class Spoil(Recorder):

@@ -13,7 +13,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from mmpsvit.engine import (
+from mmpsvit.guard import (
     CheckpointError,
     MissingCheckpointError,
     UnsafeCheckpointError,

@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Dataset
 
-from .image_check import CheckedPipeline, DataError, one_line
+from mmpsvit.guard.images import CheckedPipeline, DataError, one_line
 
 __all__ = ['DataError', 'check_data_of']
 
