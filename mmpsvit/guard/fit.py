@@ -1,12 +1,9 @@
 # Copyright (c) mmpsvit contributors.
-"""Holds pretrained weights against a module, which MMEngine only logs."""
+"""Holds the weights of a checkpoint against a module, which MMEngine only logs."""
 
 import re
+from collections.abc import Mapping
 
-from mmengine.runner.checkpoint import (
-    CheckpointLoader,
-    _load_checkpoint_with_prefix,
-)
 from torch import Tensor, nn
 
 
@@ -14,12 +11,12 @@ class CheckpointMisfitError(RuntimeError):
     """The weights of a checkpoint do not fit the model."""
 
 
-def find_misfits(model: nn.Module, state: dict[str, Tensor]) -> dict[str, str]:
+def find_misfits(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, str]:
     """Find the weights of a checkpoint that do not fit a model.
 
     Args:
         model (nn.Module): The model. It receives the weights that fit.
-        state (dict[str, Tensor]): The checkpoint's state dict.
+        state (Mapping[str, Tensor]): The checkpoint's state dict.
 
     Returns:
         dict[str, str]: For each key that is missing in the checkpoint, unknown to the
@@ -46,7 +43,7 @@ def find_misfits(model: nn.Module, state: dict[str, Tensor]) -> dict[str, str]:
     return misfits
 
 
-def without_wrapper(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def without_wrapper(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take the prefix of wrapped models off the keys, as MMEngine does."""
     return {re.sub(r'^module\.', '', key): value for key, value in state.items()}
 
@@ -65,38 +62,33 @@ def raise_misfits(name: str, misfits: list[str]) -> None:
         )
 
 
-def check_pretrained(
-    module: nn.Module,
-    init_cfg: dict | list[dict] | None,
-    ignored: tuple[str, ...] = (),
+def refuse_foreign_weights(
+    module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_
 ) -> None:
-    """Check that the checkpoints of ``init_cfg`` have all weights of a module.
+    """Stop where a module is about to be loaded from weights of which it has none.
+
+    MMEngine would log the names and go on from scratch. This is a hook for
+    ``module.register_load_state_dict_pre_hook`` and reaches every way of loading,
+    also in other people's tools. A state dict without the prefix of the module loads
+    other parts of a model, which is fine.
 
     Args:
-        module (nn.Module): The module that is about to be initialised.
-        init_cfg (dict | list[dict], optional): Its initialisation config. Entries of
-            other types than 'Pretrained' are left alone.
-        ignored (tuple[str, ...]): Weights that the module has no use for.
+        module (nn.Module): The module.
+        state (Mapping[str, Tensor]): The state dict.
+        prefix (str): Prefix of the module's keys.
 
     Raises:
-        CheckpointMisfitError: If weights are missing, unknown or of another shape.
+        CheckpointMisfitError: If there are weights under the prefix, and none of them
+            has the name and shape of one of the module's parameters.
     """
-    for cfg in [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []:
-        if str(cfg['type']).split('.')[-1] != 'Pretrained':
-            continue
-        name, prefix = cfg['checkpoint'], cfg.get('prefix')
-        if prefix is None:
-            state = CheckpointLoader.load_checkpoint(name, 'cpu')
-            state = without_wrapper(state.get('state_dict', state))
-        else:
-            try:
-                state = _load_checkpoint_with_prefix(prefix, name, 'cpu')
-            except AssertionError:
-                raise CheckpointMisfitError(
-                    f'checkpoint {name} does not fit the config: it has no weights '
-                    f'with the prefix {prefix!r}'
-                ) from None
-        misfits = find_misfits(module, state)
-        raise_misfits(
-            name, [text for key, text in misfits.items() if key not in ignored]
+    given = [key for key in state if key.startswith(prefix)]
+    own = {prefix + name: tuple(p.shape) for name, p in module.named_parameters()}
+    if given and not any(
+        key in own and tuple(state[key].shape) == own[key] for key in given
+    ):
+        some, mine = ', '.join(given[:3]), ', '.join([*own][:3])
+        raise CheckpointMisfitError(
+            f'no weight of the checkpoint fits {type(module).__name__}: the checkpoint '
+            f'has {some}, ..., the module has {mine}, ... . Is it a checkpoint of '
+            'another network, or does it need a prefix?'
         )

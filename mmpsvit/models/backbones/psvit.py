@@ -12,7 +12,7 @@ from mmpretrain.models.backbones.base_backbone import BaseBackbone
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmpsvit.guard.fit import check_pretrained
+from mmpsvit.guard.fit import refuse_foreign_weights
 from mmpsvit.models.backbones.arch import resolve_arch
 from mmpsvit.models.backbones.pyramid import FEATMAP_MODES, build_pyramid, check_strides
 from mmpsvit.models.backbones.stem import Stem
@@ -139,6 +139,10 @@ class PSViT(BaseBackbone):
             )
         if out_type == 'cls_token' and not with_cls_token:
             raise ValueError("out_type = 'cls_token' needs with_cls_token = True")
+        # The public method of this name exists from PyTorch 2.5 on.
+        self._register_load_state_dict_pre_hook(
+            refuse_foreign_weights, with_module=True
+        )
         self.arch = arch
         self.in_channels = in_channels
         self.embed_dims = arch['embed_dims']
@@ -228,15 +232,7 @@ class PSViT(BaseBackbone):
         return indices
 
     def init_weights(self) -> None:
-        """Initialise the weights: the class token here, the rest in the modules.
-
-        Raises:
-            CheckpointMisfitError: If ``init_cfg`` names a pretrained checkpoint that
-                does not have all weights of this backbone, or others. (Without class
-                token, that of a checkpoint is left out.)
-        """
-        ignored = () if self.cls_token is not None else ('cls_token',)
-        check_pretrained(self, self.init_cfg, ignored)
+        """Initialise the weights: the class token here, the rest in the modules."""
         if self.cls_token is not None:
             trunc_normal_(self.cls_token)
         # Last, since a pretrained checkpoint overwrites everything.
