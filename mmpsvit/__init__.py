@@ -46,7 +46,10 @@ _check_requirements()
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import is_installed
 
-from .compat import find_editable_packages
+from .upstream import find_editable_packages, switch_off_multimodal_models
+
+switch_off_multimodal_models()
+
 from .models import ProgressiveSampling, PSViT, PSViTClsHead, SampledTokens
 from .ops import sample_points, splat_points
 

@@ -10,23 +10,28 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 # isort: on
 
 import argparse
-import os
+from collections.abc import Iterator
 from copy import deepcopy
+from os import PathLike
 from pathlib import Path
 
 import mmengine
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
+from mmengine.runner import Runner
 
 from mmpsvit.cli import (
     add_common_arguments,
     build_runner,
     check_file,
     load_config,
+    one_line_errors,
     run_main,
     set_dataloader_defaults,
+    type_name,
 )
+from mmpsvit.guard import leaf_datasets, write_atomically
 
 
 def parse_args() -> tuple[argparse.Namespace, Config]:
@@ -68,6 +73,8 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
                 f'argument --out: {args.out_item} need a file ending in one of '
                 f'{allowed[args.out_item]}, got {args.out}'
             )
+        if Path(args.out).is_dir():
+            parser.error(f'argument --out: {args.out} is a folder')
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.tta:
@@ -81,38 +88,59 @@ def _use_tta(parser: argparse.ArgumentParser, cfg: Config) -> None:
         if 'tta_pipeline' not in cfg:
             parser.error('argument --tta: the config has a tta_model, no tta_pipeline')
     else:
-        if cfg.model.type.split('.')[-1] != 'ImageClassifier':
+        if type_name(cfg.model) != 'ImageClassifier':
             parser.error(
                 'argument --tta: the config has no tta_model, and averaging over '
-                f'mirror images is for classifiers, not for {cfg.model.type}'
+                f'mirror images is for classifiers, not for {type_name(cfg.model)}'
             )
         cfg.tta_model = dict(type='mmpretrain.AverageClsScoreTTA')
-        *pipeline, pack = deepcopy(cfg.test_dataloader.dataset.pipeline)
-        flips = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
-        tta = dict(type='TestTimeAug', transforms=[flips, [pack]])
-        cfg.tta_pipeline = [*pipeline, tta]
+    for dataset in _leaves_of(cfg.test_dataloader.dataset):
+        dataset['pipeline'] = cfg.get('tta_pipeline') or _mirrored(dataset['pipeline'])
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+
+def _leaves_of(dataset: dict) -> Iterator[dict]:
+    """The configs of data sets that have a pipeline, also below wrappers."""
+    parts = dataset.get('datasets') or [dataset.get('dataset')]
+    for part in parts:
+        if isinstance(part, dict):
+            yield from _leaves_of(part)
+    if 'pipeline' in dataset:
+        yield dataset
+
+
+def _mirrored(pipeline: list[dict]) -> list[dict]:
+    """A pipeline that gives an image and its mirror image."""
+    *steps, pack = deepcopy(pipeline)
+    flips = [dict(type='mmpretrain.RandomFlip', prob=prob) for prob in (1.0, 0.0)]
+    return [*steps, dict(type='mmpretrain.TestTimeAug', transforms=[flips, [pack]])]
 
 
 def main() -> None:
     """Test, print the metrics and write what ``--out`` asks for."""
     args, cfg = parse_args()
-    runner = build_runner(cfg, must_fit=('',), evaluator='test_evaluator')
-    if args.out is None:
-        runner.test()
-        return
-    # Written under a temporary name and renamed: a file called --out is whole.
-    target = Path(args.out)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f'.{os.getpid()}.{target.name}')
-    if args.out_item == 'pred':
-        runner.test_evaluator.metrics.append(DumpResults(out_file_path=str(temporary)))
-    metrics = runner.test()
-    if is_main_process():
-        if args.out_item == 'metrics':
-            mmengine.dump(metrics, temporary)
-        temporary.replace(target)
+    with one_line_errors(cfg):
+        runner = build_runner(cfg)
+        if args.out is None:
+            runner.test()
+        elif is_main_process():
+            with write_atomically(args.out) as path:
+                _test(runner, args.out_item, path)
+        else:
+            _test(runner, args.out_item, args.out)
+
+
+def _test(runner: Runner, item: str, path: str | PathLike) -> None:
+    """Test; the main process writes a file."""
+    metrics = runner.test_evaluator.metrics
+    if item == 'pred':
+        leaves = leaf_datasets(runner.test_dataloader.dataset)
+        if not all(getattr(leaf, 'with_label', True) for leaf in leaves):
+            metrics.clear()  # nothing to hold the predictions against
+        metrics.append(DumpResults(out_file_path=str(path)))
+    results = runner.test()
+    if item == 'metrics' and is_main_process():
+        mmengine.dump(results, path)
 
 
 if __name__ == '__main__':

@@ -21,10 +21,11 @@ from mmpsvit.cli import (
     build_runner,
     check_file,
     load_config,
+    one_line_errors,
     run_main,
     set_dataloader_defaults,
+    training_remarks,
 )
-from mmpsvit.cli.config_check import training_remarks
 from mmpsvit.guard import adopt_seed, latest_checkpoint
 
 
@@ -90,11 +91,11 @@ def parse_args() -> Config:
 def main() -> None:
     """Train."""
     cfg = parse_args()
-    # A checkpoint to start from may have been trained for other classes.
-    runner = build_runner(cfg, must_fit=('backbone.', 'neck.'))
-    for remark in training_remarks(cfg):
-        print_log(remark, logger='current', level=logging.WARNING)
-    runner.train()
+    with one_line_errors(cfg):
+        runner = build_runner(cfg)
+        for remark in training_remarks(cfg):
+            print_log(remark, logger='current', level=logging.WARNING)
+        runner.train()
 
 
 if __name__ == '__main__':

@@ -1,36 +1,85 @@
 # Copyright (c) mmpsvit contributors.
-"""What the command lines of training and testing have in common."""
+"""What the command lines have in common."""
 
 import argparse
+import contextlib
+import inspect
+import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.dist import get_rank
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmpsvit.guard import (
     CheckpointError,
+    CheckpointFitHook,
     CheckpointMisfitError,
+    DataError,
+    DataHook,
     NonFiniteLossError,
+    find_data_fault,
+    one_line,
     use_safe_loading,
+    write_atomically,
 )
 
-from .config_check import ConfigError, check_config
-from .data_check import DataError, check_data_of
 from .launch import close_distributed, prepare_distributed
+from .remarks import explain_out_type, training_remarks, type_name
 
-# What a tool tells in one line. The rest is our mistake, and its traceback helps.
+__all__ = [
+    'RunError',
+    'add_common_arguments',
+    'build_runner',
+    'check_file',
+    'load_config',
+    'one_line_errors',
+    'read_config',
+    'run_main',
+    'set_dataloader_defaults',
+    'training_remarks',
+    'type_name',
+]
+
+# What MMEngine reads at the top of a config, besides the arguments of its Runner.
+_OTHER_KEYS = {
+    *('runner_type', 'strategy', 'custom_imports', 'model_wrapper_cfg', 'compile'),
+    *('find_unused_parameters', 'activation_checkpointing', 'efficient_conv_bn_eval'),
+    *('tta_model', 'tta_pipeline'),
+}
+
+
+class RunError(RuntimeError):
+    """A run failed; the message says why."""
+
+
+# What a tool tells in one line.
 _MISTAKES = (
     CheckpointError,
     CheckpointMisfitError,
-    ConfigError,
     DataError,
     NonFiniteLossError,
+    RunError,
 )
+
+
+class _Options(DictAction):
+    """MMEngine's parser of ``key=value``, whose errors are those of argparse."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (AssertionError, SyntaxError, ValueError):
+            parser.error(
+                f'argument {option_string}: expected key=value, got {" ".join(values)}'
+            )
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +94,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_Options,
         help='settings of the config to override, as key=value; lists as key="[a,b]"',
     )
     parser.add_argument(
@@ -67,14 +116,15 @@ def read_config(
         parser.error(f'argument config: {path} does not exist')
     try:
         cfg = Config.fromfile(path)
+    # The config's own code may fail in any way.
     except Exception as error:
-        reason = ' '.join(str(error).split())
         parser.error(
-            f'argument config: {path} cannot be read as a config '
-            f'({type(error).__name__}: {reason})'
+            f'argument config: {path} cannot be read as a config ({one_line(error)})'
         )
-    if options is not None:
-        cfg.merge_from_dict(options)
+    try:
+        cfg.merge_from_dict(options or {})
+    except (AssertionError, AttributeError, LookupError, TypeError) as error:
+        parser.error(f'argument --cfg-options: they do not fit ({one_line(error)})')
     return cfg
 
 
@@ -86,12 +136,23 @@ def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Co
     cfg = read_config(parser, args.config, args.cfg_options)
     if args.amp and not torch.cuda.is_available():
         parser.error('argument --amp: mixed precision needs a CUDA device')
+    known = {*inspect.signature(Runner.__init__).parameters, *_OTHER_KEYS}
+    for key in {option.split('.')[0] for option in args.cfg_options or {}} - known:
+        print_log(
+            f'--cfg-options: MMEngine reads no {key} at the top of a config. It only '
+            'has an effect on code that reads it from there, not on what a config file '
+            'computed from it.',
+            logger='current',
+            level=logging.WARNING,
+        )
     cfg.launcher = args.launcher
     # Command line, then config, then the config's file name.
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    if Path(cfg.work_dir).is_file():
+        parser.error(f'argument --work-dir: {cfg.work_dir} is a file')
     return cfg
 
 
@@ -111,7 +172,7 @@ def set_dataloader_defaults(
     """
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name)
-        if loader is None:
+        if not isinstance(loader, dict):
             continue
         if not pin_memory:
             loader.pin_memory = False
@@ -122,26 +183,43 @@ def set_dataloader_defaults(
         loader.setdefault('persistent_workers', True)
 
 
-def build_runner(
-    cfg: Config, must_fit: Sequence[str], evaluator: str = 'val_evaluator'
-) -> Runner:
-    """Check a config and build its runner, distributed also without a GPU.
+def build_runner(cfg: Config, must_fit: Sequence[str] = ()) -> Runner:
+    """Build a config's runner, distributed also without a GPU.
+
+    It gets :class:`CheckpointFitHook` and :class:`DataHook`, unless the config has
+    them. They do not get into the config that MMEngine writes into the work dir.
 
     Args:
         cfg (Config): The config.
-        must_fit (Sequence[str]): What of a checkpoint must fit, as in
-            :class:`CheckpointFitHook`, unless the config has such a hook.
-        evaluator (str): Which evaluator the run needs. Defaults to 'val_evaluator'.
+        must_fit (Sequence[str]): As in :class:`CheckpointFitHook`.
     """
-    check_config(cfg, evaluator)
     prepare_distributed(cfg)
-    hooks = [*cfg.get('custom_hooks', ())]
-    if not any(hook['type'] == 'mmpsvit.CheckpointFitHook' for hook in hooks):
-        hooks.append(dict(type='mmpsvit.CheckpointFitHook', must_fit=must_fit))
-        cfg.custom_hooks = hooks
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    check_data_of(runner, cfg)
+    for hook in (CheckpointFitHook(must_fit), DataHook()):
+        if not any(isinstance(other, type(hook)) for other in runner.hooks):
+            runner.register_hook(hook)
     return runner
+
+
+@contextlib.contextmanager
+def one_line_errors(cfg: Config) -> Iterator[None]:
+    """Turn what goes wrong in a run into a :class:`RunError` that explains it.
+
+    The traceback goes into a file in the work dir.
+    """
+    try:
+        yield
+    except _MISTAKES:
+        raise
+    # Upstream's errors, of any kind: they are explained, not foreseen.
+    except Exception as error:
+        reason = find_data_fault(error)
+        if reason is None:
+            reason = ' '.join((one_line(error), *explain_out_type(cfg, error)))
+        path = Path(cfg.work_dir) / f'traceback_of_rank_{get_rank()}.txt'
+        with contextlib.suppress(OSError), write_atomically(path) as temporary:
+            temporary.write_text(''.join(traceback.format_exception(error)))
+        raise RunError(f'{reason} (traceback: {path})') from error
 
 
 def run_main(main: Callable[[], None]) -> None:

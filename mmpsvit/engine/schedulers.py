@@ -15,7 +15,8 @@ class CosineFactorLR(CosineAnnealingLR):
     MMEngine's schedulers change the current learning rate step by step, and so
     multiply. Its cosine adds ``eta_min`` in every step, also while a warm-up holds
     the rate low, and then stays off by some 5e-6 for good. This one multiplies by the
-    ratio of two values of the cosine: after the warm-up the values are exact.
+    ratio of two values of the cosine: after the warm-up the values are exact. A rate of
+    0 stays 0; beyond ``T_max`` the cosine rises again, as MMEngine's does.
 
     Args:
         *args: Arguments of ``mmengine.optim.CosineAnnealingLR``.
@@ -32,11 +33,16 @@ class CosineFactorLR(CosineAnnealingLR):
         if self.last_step == 0:
             return values
         return [
-            value
-            * self._cosine(base, self.last_step)
-            / self._cosine(base, self.last_step - 1)
+            self._step_from(value, base)
             for value, base in zip(values, self.base_values, strict=True)
         ]
+
+    def _step_from(self, value: float, base: float) -> float:
+        if base == 0:
+            return 0.0  # a frozen group
+        before, now = (self._cosine(base, self.last_step - i) for i in (1, 0))
+        # With eta_min = 0 it is zero at T_max, and has no factors from there.
+        return value * now / before if before else value + now
 
     def _cosine(self, base: float, step: int) -> float:
         cosine = (1 + math.cos(math.pi * step / self.T_max)) / 2

@@ -9,12 +9,14 @@ from .checkpoint import (
     load_checkpoint,
     use_safe_loading,
 )
+from .data_hook import DataHook, leaf_datasets
+from .diagnosis import find_data_fault
 from .exact_checkpoint_hook import ExactCheckpointHook, adopt_seed
+from .exact_loop import ExactIterBasedTrainLoop
 from .files import AtomicBackend, write_atomically
 from .finite_loss_hook import FiniteLossHook, NonFiniteLossError
-from .fit import CheckpointMisfitError, find_misfits
-from .fit_hook import CheckpointFitHook
-from .images import DataError
+from .fit import CheckpointFitHook, CheckpointMisfitError, find_misfits
+from .images import DataError, LoadImage, one_line
 
 __all__ = [
     'AtomicBackend',
@@ -22,15 +24,21 @@ __all__ = [
     'CheckpointFitHook',
     'CheckpointMisfitError',
     'DataError',
+    'DataHook',
     'ExactCheckpointHook',
+    'ExactIterBasedTrainLoop',
     'FiniteLossHook',
+    'LoadImage',
     'MissingCheckpointError',
     'NonFiniteLossError',
     'UnsafeCheckpointError',
     'adopt_seed',
+    'find_data_fault',
     'find_misfits',
     'latest_checkpoint',
+    'leaf_datasets',
     'load_checkpoint',
+    'one_line',
     'use_safe_loading',
     'write_atomically',
 ]

@@ -5,28 +5,23 @@ MMEngine falls back to full unpickling, which runs code of the file's author,
 whenever a checkpoint holds more than it expects. Here such a file is refused.
 """
 
-import _codecs
 import contextlib
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlparse
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
-import numpy as np
 import torch
 from mmengine.dist import barrier, get_rank
-from mmengine.logging import HistoryBuffer
+from mmengine.fileio import get_file_backend
 from mmengine.runner.checkpoint import CheckpointLoader, find_latest_checkpoint
+from torch import Tensor
 
-from mmpsvit.compat import (
-    Allowed,
-    load_weights,
-    numpy_multiarray,
-    replace_torch_load,
-)
+from .unpickling import load_weights
 
 
 class CheckpointError(RuntimeError):
@@ -41,32 +36,145 @@ class UnsafeCheckpointError(CheckpointError):
     """A checkpoint holds objects other than weights and MMEngine's training state."""
 
 
-def _history_method(owner: type, name: str) -> Callable:
-    """What HistoryBuffer names its own methods with: ``getattr``, for these only."""
-    if owner is not HistoryBuffer or name.startswith('_'):
-        raise pickle.UnpicklingError(f'an attribute {name} is not allowed')
-    return getattr(owner, name)
+def load_checkpoint(
+    filename: str | os.PathLike,
+    map_location: str | None = None,
+    allowed: Sequence[type] = (),
+) -> dict:
+    """Load a checkpoint file: weights and the training state of MMEngine, no more.
+
+    Left out is ``meta.config``, the text of a config, which MMEngine would run when it
+    resumes. ``meta.cfg`` is left in; do not build anything from that of a stranger.
+
+    Args:
+        filename (str | os.PathLike): Path of a local file, also of ``.safetensors``.
+        map_location (str, optional): As in ``torch.load``. Defaults to None.
+        allowed (Sequence[type]): Other harmless classes that the file may hold.
+
+    Returns:
+        dict: The checkpoint.
+
+    Raises:
+        MissingCheckpointError: If there is no such file.
+        UnsafeCheckpointError: If the file holds objects that could execute code.
+            Nothing has been executed then.
+        CheckpointError: If the file is damaged, or no checkpoint at all.
+    """
+    path = Path(filename).expanduser()
+    if path.is_dir():
+        raise CheckpointError(f'checkpoint {filename} is a folder, not a file')
+    if not path.is_file():
+        raise MissingCheckpointError(f'checkpoint {filename} does not exist')
+    if path.suffix == '.safetensors':
+        return _load_safetensors(path, map_location)
+    return _load(str(filename), path, map_location, allowed)
 
 
-def _allowed_globals() -> list[Allowed]:
-    """What training checkpoints of MMEngine hold besides tensors."""
-    multiarray = numpy_multiarray()
-    scalars = {type(np.dtype(code)) for code in '?bBhHiIlLqQefdUS'}
-    return [
-        HistoryBuffer,
-        (_history_method, 'builtins.getattr'),
-        slice,
-        _codecs.encode,
-        np.ndarray,
-        np.dtype,
-        *scalars,
-        # under the names that numpy 1 and numpy 2 write into their files
-        *(
-            (getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
-            for core in ('core', '_core')
-            for name in ('_reconstruct', 'scalar')
-        ),
-    ]
+def latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
+    """Find the checkpoint that a training would resume from.
+
+    Args:
+        work_dir (str | os.PathLike): The training's work dir.
+
+    Returns:
+        str | None: What the file ``last_checkpoint`` names, or if that is gone what has
+        its name in ``work_dir``, which may have moved. None without that file.
+    """
+    named = find_latest_checkpoint(str(work_dir))
+    if named is None or '://' in named or os.path.exists(named):
+        return named
+    moved = os.path.join(work_dir, os.path.basename(named))
+    return moved if os.path.exists(moved) else named
+
+
+def use_safe_loading() -> None:
+    """Make MMEngine load every checkpoint safely in this process.
+
+    This covers ``load_from``, ``resume`` and ``init_cfg``, MMPretrain's ``get_model``
+    and inferencers, local files and URLs. Files of plain weights come as MMEngine's
+    hooks expect them, under ``state_dict``.
+    """
+    for loader, *prefixes in (
+        (load_from_local, ''),
+        (load_from_http, 'http://', 'https://'),
+        (load_from_ceph, r'(\S+\:)?s3://', r'(\S+\:)?petrel://'),
+        (load_from_names, 'modelzoo://', 'torchvision://', 'mmcls://'),
+        (load_from_names, 'open-mmlab://', 'openmmlab://'),
+        (load_from_pavi, 'pavi://'),
+    ):
+        CheckpointLoader.register_scheme(prefixes, loader, force=True)
+
+
+def load_from_local(filename: str, map_location: str | None = None) -> dict:
+    """Load a local file, see :func:`load_checkpoint`."""
+    return _as_mmengine_has_it(load_checkpoint(filename, map_location))
+
+
+def load_from_http(filename: str, map_location: str | None = None) -> dict:
+    """Load a URL: rank 0 downloads it first, then who lacks the file."""
+    folder = Path(torch.hub.get_dir()) / 'checkpoints'
+    path = folder / os.path.basename(urlparse(filename).path)
+    with _refusing(filename):
+        for is_my_turn in (get_rank() == 0, get_rank() != 0):
+            if is_my_turn and not path.is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+                # Under another name until it is complete.
+                torch.hub.download_url_to_file(filename, str(path))
+            barrier()
+    return load_from_local(str(path), map_location)
+
+
+def load_from_ceph(filename: str, map_location: str | None = None) -> dict:
+    """Load a file of MMEngine's storage backend 'petrel'."""
+    backend = get_file_backend(filename, backend_args=dict(backend='petrel'))
+    content = BytesIO(backend.get(filename))
+    return _as_mmengine_has_it(_load(filename, content, map_location))
+
+
+def load_from_names(filename: str, map_location: str | None = None) -> dict:
+    """Load weights of torchvision, OpenMMLab or MMClassification by their name."""
+    scheme, name = filename.split('://', 1)
+    urls = {
+        'modelzoo': mmengine_checkpoint.get_torchvision_models,
+        'torchvision': mmengine_checkpoint.get_torchvision_models,
+        'open-mmlab': mmengine_checkpoint.get_external_models,
+        'openmmlab': mmengine_checkpoint.get_external_models,
+        'mmcls': mmengine_checkpoint.get_mmcls_models,
+    }[scheme]()
+    name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)
+    if name not in urls:
+        raise MissingCheckpointError(f'checkpoint {filename}: MMEngine knows no {name}')
+    url = urls[name]
+    if '://' not in url:
+        url = os.path.join(mmengine_checkpoint._get_mmengine_home(), url)
+    checkpoint = CheckpointLoader.load_checkpoint(url, map_location)
+    if scheme == 'mmcls':  # of classifiers, the backbone
+        checkpoint = mmengine_checkpoint._process_mmcls_checkpoint(checkpoint)
+    return checkpoint
+
+
+def load_from_pavi(filename: str, map_location: str | None = None) -> dict:
+    """Refuse, since MMEngine's loader of this storage may run what is in the file."""
+    raise CheckpointError(f'checkpoint {filename}: download it, then load the file')
+
+
+def _as_mmengine_has_it(checkpoint: dict) -> dict:
+    """Weights under ``state_dict``, where MMEngine's EMAHook looks for them."""
+    values = checkpoint.values()
+    if checkpoint and all(isinstance(value, Tensor) for value in values):
+        return dict(state_dict=checkpoint)
+    return checkpoint
+
+
+def _load_safetensors(path: Path, map_location: str | Callable | None) -> dict:
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise CheckpointError(
+            f'checkpoint {path} needs the package safetensors: pip install safetensors'
+        ) from None
+    with _refusing(str(path)):
+        return load_file(path, device=str(map_location or 'cpu'))
 
 
 def _load(
@@ -84,7 +192,7 @@ def _load(
         allowed (Sequence[type]): As in :func:`load_checkpoint`.
     """
     with _refusing(filename):
-        checkpoint = load_weights(file, map_location, [*_allowed_globals(), *allowed])
+        checkpoint = load_weights(file, map_location, allowed)
     if not isinstance(checkpoint, dict):
         kind = type(checkpoint).__name__
         raise CheckpointError(f'checkpoint {filename} holds a {kind}, no weights')
@@ -114,91 +222,3 @@ def _refusing(filename: str) -> Iterator[None]:
             f'checkpoint {filename} cannot be read; it may be damaged '
             f'({type(error).__name__}: {reason})'
         ) from None
-
-
-def load_checkpoint(
-    filename: str | os.PathLike,
-    map_location: str | None = None,
-    allowed: Sequence[type] = (),
-) -> dict:
-    """Load a checkpoint file: weights and the training state of MMEngine, no more.
-
-    Left out is ``meta.config``, the text of a config, which MMEngine would run when it
-    resumes. ``meta.cfg`` is left in; do not build anything from that of a stranger.
-
-    Args:
-        filename (str | os.PathLike): Path of a local file.
-        map_location (str, optional): As in ``torch.load``. Defaults to None.
-        allowed (Sequence[type]): Other harmless classes that the file may hold.
-
-    Returns:
-        dict: The checkpoint.
-
-    Raises:
-        MissingCheckpointError: If there is no such file.
-        UnsafeCheckpointError: If the file holds objects that could execute code.
-            Nothing has been executed then.
-        CheckpointError: If the file is damaged, or no checkpoint at all.
-    """
-    path = Path(filename).expanduser()
-    if path.is_dir():
-        raise CheckpointError(f'checkpoint {filename} is a folder, not a file')
-    if not path.is_file():
-        raise MissingCheckpointError(f'checkpoint {filename} does not exist')
-    return _load(str(filename), path, map_location, allowed)
-
-
-def latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
-    """Find the checkpoint that a training would resume from.
-
-    Args:
-        work_dir (str | os.PathLike): The training's work dir.
-
-    Returns:
-        str | None: What the file ``last_checkpoint`` names, or if that is gone what has
-        its name in ``work_dir``, which may have moved. None without that file.
-    """
-    named = find_latest_checkpoint(str(work_dir))
-    if named is None or '://' in named or os.path.exists(named):
-        return named
-    moved = os.path.join(work_dir, os.path.basename(named))
-    return moved if os.path.exists(moved) else named
-
-
-def load_from_local(filename: str, map_location: str | None = None) -> dict:
-    """MMEngine's loader of local files, see :func:`load_checkpoint`."""
-    return load_checkpoint(filename, map_location)
-
-
-def load_from_http(filename: str, map_location: str | None = None) -> dict:
-    """MMEngine's loader of URLs: rank 0 downloads first, then who lacks the file."""
-    folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    path = folder / os.path.basename(urlparse(filename).path)
-    with _refusing(filename):
-        for is_my_turn in (get_rank() == 0, get_rank() != 0):
-            if is_my_turn and not path.is_file():
-                folder.mkdir(parents=True, exist_ok=True)
-                # Under another name until it is complete.
-                torch.hub.download_url_to_file(filename, str(path))
-            barrier()
-    return _load(filename, path, map_location)
-
-
-def use_safe_loading() -> None:
-    """Make MMEngine load every checkpoint safely in this process.
-
-    This covers ``load_from``, ``resume`` and ``init_cfg`` alike, local files and URLs.
-    """
-    ours = {'': load_from_local, 'http://': load_from_http, 'https://': load_from_http}
-    for prefix, loader in ours.items():
-        CheckpointLoader.register_scheme(prefix, loader, force=True)
-    # The loaders of the other schemes (torchvision, open-mmlab, s3, ...) call these.
-    mmengine_checkpoint.load_from_http = load_from_http
-    replace_torch_load(_load_file)
-
-
-def _load_file(
-    file, map_location: str | None = None, weights_only: bool = True
-) -> dict:
-    """Load a path or an open file; never in full, whatever ``weights_only`` says."""
-    return _load(str(file), file, map_location)

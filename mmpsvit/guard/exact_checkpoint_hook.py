@@ -1,25 +1,19 @@
 # Copyright (c) mmpsvit contributors.
 """Checkpoints from which a training continues as if nothing had happened."""
 
-import fnmatch
+import contextlib
 import os.path as osp
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from mmengine.config import Config
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import (
-    BaseLoop,
-    EpochBasedTrainLoop,
-    IterBasedTrainLoop,
-    Runner,
-    find_latest_checkpoint,
-)
+from mmengine.runner import IterBasedTrainLoop, Runner, find_latest_checkpoint
 
 from mmpsvit.registry import HOOKS
 
 from .checkpoint import CheckpointError, load_checkpoint
-from .exact_loop import BatchStream
+from .exact_loop import ExactIterBasedTrainLoop
 from .files import AtomicBackend, remove_leftovers
 from .process_state import (
     get_process_state,
@@ -30,24 +24,28 @@ from .process_state import (
 
 # Where this hook's part of a checkpoint is.
 _KEY = 'resume_state'
+# What changes in a scheduler while it steps; the rest are its settings.
+_PROGRESS = {
+    *('last_step', '_global_step', '_last_value', 'base_values', 'verbose'),
+    *('best', 'num_bad_epochs', 'cooldown_counter'),  # of ReduceOnPlateauLR
+}
 
 
 @HOOKS.register_module()
 class ExactCheckpointHook(CheckpointHook):
     """MMEngine's CheckpointHook, for trainings that may be killed at any moment.
 
-    A training that resumes ends with the weights, averages, optimizer state and
-    learning rates that it would have had without the interruption: bit for bit on the
-    CPU, with the same number of processes (at most two: the order of a sum over more
-    is not fixed), and with data workers that do not outlive an epoch
-    (``num_workers=0`` or ``persistent_workers=False``). A warning says what else will
-    differ. To this end
+    A training that resumes ends bit for bit as without the interruption on the CPU,
+    with the same settings and number of processes (at most two: the order of a sum over
+    more is not fixed), and with ``num_workers=0`` or data workers that do not outlive
+    an epoch (``persistent_workers=False``); by iterations, with
+    :class:`ExactIterBasedTrainLoop`. Elsewhere it ends nearly so, and a warning says
+    what will differ. To this end
 
     - checkpoints hold the random state of Python, NumPy and PyTorch of every process,
       and the buffers of its model;
     - validation leaves the random state as it was. A training that resumes where
-      validation was due validates first, since that may have been interrupted;
-    - with ``IterBasedTrainLoop``, the data workers start anew after each checkpoint.
+      validation was due validates first, since that may have been interrupted.
 
     A checkpoint gets its name when it is written in full, then ``last_checkpoint``
     names it, and only then older ones are removed. Nothing outside the folder of the
@@ -58,9 +56,8 @@ class ExactCheckpointHook(CheckpointHook):
         **kwargs: Likewise.
 
     Raises:
-        RuntimeError: If ``by_epoch=False`` in a training by epochs, when it starts.
-        CheckpointError: If such a training is to resume in the middle of an epoch, or
-            any from a file that holds weights only.
+        CheckpointError: If a training is to resume from weights only, or from a file
+            with a damaged random state.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -71,7 +68,6 @@ class ExactCheckpointHook(CheckpointHook):
             kwargs['backend_args'] = kwargs.get('backend_args') or default
         super().__init__(*args, **kwargs)
         self.file_backend = None  # until the training starts
-        self._batches: BatchStream | None = None
         self._is_validated = False
         self._state_with_workers: dict | None = None
         # Our part of the checkpoint that is being written, and of the one to resume.
@@ -82,72 +78,59 @@ class ExactCheckpointHook(CheckpointHook):
         """Keep what the training needs when it starts, if it resumes."""
         if not runner._resume:
             return
+        self._name = runner._load_from or find_latest_checkpoint(runner.work_dir)
         if not {'epoch', 'iter'} <= checkpoint.get('meta', {}).keys():
             raise CheckpointError(
-                f'checkpoint {_name(runner)} holds no training that could resume; '
+                f'checkpoint {self._name} holds no training that could resume; '
                 'start from its weights with load_from'
             )
-        self._loaded = _own_part(runner, checkpoint)
-        self._loaded['differences'] = list(_differences(runner, checkpoint))
-
-    def before_train(self, runner: Runner) -> None:
-        """Prepare the training, and bring it to where the checkpoint was saved."""
-        loop = runner.train_loop
-        if isinstance(loop, EpochBasedTrainLoop) and not self.by_epoch:
-            raise RuntimeError(
-                f'{type(self).__name__}: by_epoch=False saves in the middle of epochs, '
-                'where a training by epochs cannot resume: set by_epoch=True, or train '
-                'by iterations, with train_cfg.by_epoch=False and an InfiniteSampler'
-            )
-        super().before_train(runner)
-        names = f'*{self.filename_tmpl.format("*")}'
-        self.file_backend = _LateRemoval(self.file_backend, self.out_dir, names)
-        if is_main_process():
-            for folder in {self.out_dir, runner.work_dir}:
-                remove_leftovers(folder)
-        if isinstance(loop, IterBasedTrainLoop) and BatchStream.supports(loop):
-            self._batches = BatchStream(loop)
-        if self._loaded is not None:
-            self._resume(runner, **self._loaded)
-            self._loaded = None
-
-    def _resume(
-        self,
-        runner: Runner,
-        differences: list[str],
-        by_epoch: bool | None = None,
-        validated: bool = True,
-        processes: list[dict] | None = None,
-        outdated: Sequence[str] = (),
-    ) -> None:
-        _check_end_of_epoch(runner, by_epoch)
-        for name in outdated:
-            self.file_backend.remove(self.file_backend.join_path(self.out_dir, name))
-        self.file_backend.remove_now()
-        # Without it, MMEngine would not save again when the best checkpoint changes.
-        self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
+        with self._telling_damage():
+            self._loaded = dict(checkpoint.get(_KEY) or {})
+            differences = [*_differences(runner, checkpoint)]
+            # Numbers make the names of files to remove, so they must be numbers.
+            info = checkpoint['message_hub']['runtime_info']
+            if 'keep_ckpt_ids' in info:
+                info['keep_ckpt_ids'] = [int(step) for step in info['keep_ckpt_ids']]
         if differences:
             runner.logger.warning(
                 'This training resumes, but does not end exactly as it would have '
                 f'without the interruption: {"; ".join(differences)}'
             )
-        if processes is not None and len(processes) == get_world_size():
-            state = processes[get_rank()]
-            try:
-                set_process_state(runner, state)
-            except (
-                AttributeError,
-                LookupError,
-                RuntimeError,
-                TypeError,
-                ValueError,
-            ) as error:
-                raise _damaged(runner) from error
+
+    @contextlib.contextmanager
+    def _telling_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+            raise CheckpointError(
+                f'checkpoint {self._name} is damaged: its {_KEY} or message_hub is not '
+                'what MMEngine and ExactCheckpointHook save'
+            ) from e
+
+    def before_train(self, runner: Runner) -> None:
+        """Prepare the training, and bring it to where the checkpoint was saved."""
+        # This also removes what a killed training had no time to remove.
+        super().before_train(runner)
+        if self.max_keep_ckpts > 0:
+            self.keep_ckpt_ids = [*self.keep_ckpt_ids]
+        self.file_backend = _LateRemoval(self.file_backend, self.out_dir)
+        if is_main_process():
+            for folder in {self.out_dir, runner.work_dir}:
+                remove_leftovers(folder)
+        if self._loaded is None:
+            return
+        # Without it, MMEngine would not save again when the best checkpoint changes.
+        self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
+        processes = self._loaded.get('processes', ())
+        if len(processes) == get_world_size():
+            with self._telling_damage():
+                set_process_state(runner, processes[get_rank()])
             if runner.train_dataloader.persistent_workers:
                 # To start them again takes a random number that they took long ago.
-                self._state_with_workers = state['random']
-        if not validated and _is_validation_due(runner):
+                self._state_with_workers = processes[get_rank()]['random']
+        if not self._loaded.get('validated', True) and _is_validation_due(runner):
             runner.val_loop.run()
+        self._loaded = None
 
     def before_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         """Bring the random state back once more if starting workers changed it."""
@@ -179,17 +162,18 @@ class ExactCheckpointHook(CheckpointHook):
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Save a checkpoint that is not one of the best. All processes take part."""
-        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
-            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
-                self.file_backend.remove(self._path(self.keep_ckpt_ids[0]))
-            self.keep_ckpt_ids.append(step)
-            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        # The best one before, of which the next checkpoint says nothing.
+        self.file_backend.remove_now()
+        outdated = []
+        if self.max_keep_ckpts > 0:
+            if step not in self.keep_ckpt_ids:
+                self.keep_ckpt_ids.append(step)
+            # With the outdated ones, for the process that finds them after a kill.
+            runner.message_hub.update_info('keep_ckpt_ids', [*self.keep_ckpt_ids])
+            outdated = self.keep_ckpt_ids[: -self.max_keep_ckpts]
         self._saving = dict(
-            by_epoch=self.by_epoch,
             validated=self._is_validated,
             processes=all_gather_object(get_process_state(runner)),
-            # If the process is killed before it can remove them.
-            outdated=[osp.basename(path) for path in self.file_backend.outdated],
         )
         self.last_ckpt = self._path(step)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
@@ -209,9 +193,11 @@ class ExactCheckpointHook(CheckpointHook):
             AtomicBackend().put_text(
                 self.last_ckpt, osp.join(runner.work_dir, 'last_checkpoint')
             )
-        self.file_backend.remove_now()
-        if self._batches is not None:
-            self._batches.restart()
+        for old in outdated:
+            self.keep_ckpt_ids.remove(old)
+            self.file_backend.remove_path(self._path(old))
+        if isinstance(runner.train_loop, ExactIterBasedTrainLoop):
+            runner.train_loop.restart_workers()
 
     def _path(self, step: int) -> str:
         return self.file_backend.join_path(
@@ -237,17 +223,17 @@ def adopt_seed(cfg: Config, checkpoint: str) -> None:
 
 
 class _LateRemoval:
-    """A file backend that removes checkpoints of one folder, and only when told to.
+    """A file backend that removes the best checkpoint before only when told to.
 
-    A checkpoint says which others are outdated. These can be files of another training,
-    and what it says can come from anybody.
+    MMEngine would remove it before it writes the better one. And a checkpoint says
+    which one it is: it can be of another training, and what a checkpoint says can come
+    from anybody.
     """
 
-    def __init__(self, backend, folder: str, names: str) -> None:
+    def __init__(self, backend, folder: str) -> None:
         self._backend = backend
         self._folder = folder
-        self._names = names
-        self.outdated: list[str] = []
+        self._outdated: list[str] = []
 
     def __getattr__(self, name: str):
         return getattr(self._backend, name)
@@ -255,54 +241,28 @@ class _LateRemoval:
     def remove(self, path: str) -> None:
         name = osp.basename(path)
         is_here = path == self._backend.join_path(self._folder, name)
-        if is_here and fnmatch.fnmatchcase(name, self._names):
-            self.outdated.append(path)
+        if is_here and name.startswith('best_'):
+            self._outdated.append(path)
 
     # Checkpoints may be folders.
     rmtree = remove
 
     def remove_now(self) -> None:
-        while self.outdated:
-            path = self.outdated.pop()
-            if not is_main_process():
-                continue
-            if self._backend.isfile(path):
-                self._backend.remove(path)
-            elif self._backend.isdir(path):
-                self._backend.rmtree(path)
+        while self._outdated:
+            self.remove_path(self._outdated.pop())
 
-
-def _name(runner: Runner) -> str | None:
-    """The file from which a runner resumes."""
-    return runner._load_from or find_latest_checkpoint(runner.work_dir)
-
-
-def _own_part(runner: Runner, checkpoint: dict) -> dict:
-    """This hook's part of a checkpoint; empty if another hook saved it."""
-    part = checkpoint.get(_KEY)
-    if part is None:
-        return {}
-    known = {'by_epoch', 'validated', 'processes', 'outdated'}
-    if not (
-        isinstance(part, dict)
-        and part.keys() <= known
-        and isinstance(part.get('processes'), list)
-        and isinstance(part.get('outdated', []), list)
-        and all(isinstance(name, str) for name in part.get('outdated', []))
-    ):
-        raise _damaged(runner)
-    return dict(part)
-
-
-def _damaged(runner: Runner) -> CheckpointError:
-    return CheckpointError(
-        f'checkpoint {_name(runner)} is damaged: its {_KEY} is not what '
-        'ExactCheckpointHook saves'
-    )
+    def remove_path(self, path: str) -> None:
+        if not is_main_process():
+            return
+        if self._backend.isfile(path):
+            self._backend.remove(path)
+        elif self._backend.isdir(path):
+            self._backend.rmtree(path)
 
 
 def _differences(runner: Runner, checkpoint: dict) -> Iterator[str]:
     """What will differ from a training that was not interrupted."""
+    loop, meta = runner.train_loop, checkpoint['meta']
     if 'optimizer' not in checkpoint:
         yield 'the checkpoint has no state of the optimizer'
     if checkpoint.get(_KEY) is None:
@@ -313,55 +273,62 @@ def _differences(runner: Runner, checkpoint: dict) -> Iterator[str]:
             f'{len(checkpoint[_KEY]["processes"])}, so images and random numbers are '
             'others'
         )
-    seed = checkpoint['meta'].get('seed')
-    if seed != runner.seed:
+    if meta.get('seed') != runner.seed:
+        seed = meta.get('seed')
         yield f'the order of the images is another; randomness.seed={seed} keeps it'
-    loop = runner.train_loop
+    if not isinstance(loop, IterBasedTrainLoop):
+        length = len(loop.dataloader)
+        if meta['iter'] != meta['epoch'] * length:
+            yield (
+                f'{meta["epoch"]} epochs of now {length} iterations are not the '
+                f'{meta["iter"]} iterations of the checkpoint: it is from the middle '
+                'of an epoch, which begins again, or from epochs of another length, '
+                'which schedules go by'
+            )
+    elif not getattr(loop, 'is_exact', False):
+        yield (
+            'random numbers of the data are others; '
+            'train_cfg.type=mmpsvit.ExactIterBasedTrainLoop (without by_epoch) and '
+            'train_dataloader.sampler.type=InfiniteSampler keep them'
+        )
     if loop.dataloader.persistent_workers:
         yield (
             'random numbers of the data workers are others; '
             'train_dataloader.persistent_workers=False keeps them'
         )
-    if isinstance(loop, IterBasedTrainLoop) and not BatchStream.supports(loop):
-        yield (
-            'random numbers of the data are others; '
-            'train_dataloader.sampler.type=InfiniteSampler keeps them'
-        )
     accumulated = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
-    if checkpoint['meta']['iter'] % accumulated:
+    if meta['iter'] % accumulated:
         yield (
             'the gradients accumulated so far are lost; a checkpoint interval that is '
             f'a multiple of {accumulated} iterations keeps them'
         )
+    yield from _other_schedules(runner, checkpoint)
 
 
-def _check_end_of_epoch(runner: Runner, by_epoch: bool | None) -> None:
-    """Refuse to resume a training by epochs in the middle of one.
-
-    Args:
-        runner (Runner): The runner, at the iteration of the checkpoint.
-        by_epoch (bool, optional): Whether the checkpoint was saved at the end of an
-            epoch, None if it does not tell.
-    """
-    loop = runner.train_loop
-    if not isinstance(loop, EpochBasedTrainLoop):
-        return
-    if by_epoch is None:
-        by_epoch = loop.iter == loop.epoch * len(loop.dataloader)
-    if not by_epoch:
-        raise CheckpointError(
-            f'checkpoint {_name(runner)} was saved in the middle of an epoch, where a '
-            f'training by epochs cannot resume, or with epochs of another length '
-            f'(epoch {loop.epoch}, iteration {loop.iter}, now {len(loop.dataloader)} '
-            'iterations per epoch): resume from the checkpoint of an epoch, with the '
-            'same batch size and number of processes, or start anew from these weights '
-            'with load_from'
-        )
+def _other_schedules(runner: Runner, checkpoint: dict) -> Iterator[str]:
+    """The settings of schedules that MMEngine takes from the checkpoint instead."""
+    new, old = runner.param_schedulers, checkpoint.get('param_schedulers')
+    if not isinstance(new, list) or not isinstance(old, list):
+        return  # one for each of several optimizers
+    for scheduler, saved in zip(new, old, strict=False):
+        changed = [
+            f'{key}={saved[key]!r} and not {value!r}'
+            for key, value in scheduler.state_dict().items()
+            if key not in _PROGRESS and saved.get(key, value) != value
+        ]
+        if changed:
+            yield (
+                f'the schedule {type(scheduler).__name__} goes on as the checkpoint '
+                f'has it, with {", ".join(changed)}; load_from instead of resume '
+                'starts a new one'
+            )
+    if len(new) != len(old):
+        yield f'there are {len(new)} schedules, the checkpoint has {len(old)}'
 
 
 def _is_validation_due(runner: Runner) -> bool:
     """Whether the training loop would validate now, before it trains on."""
-    loop: BaseLoop = runner.train_loop
+    loop = runner.train_loop
     if isinstance(loop, IterBasedTrainLoop):
         done, last = loop.iter, loop.max_iters
     else:

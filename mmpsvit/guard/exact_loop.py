@@ -1,5 +1,5 @@
 # Copyright (c) mmpsvit contributors.
-"""Batches of an iteration-based training, from any iteration on."""
+"""A training by iterations whose data workers do not notice an interruption."""
 
 import itertools
 from collections import deque
@@ -11,81 +11,89 @@ from mmengine.dist import get_world_size
 from mmengine.runner import IterBasedTrainLoop
 from torch.utils.data import BatchSampler
 
-from mmpsvit.compat import can_skip_batches
+from mmpsvit.registry import LOOPS
 
 
-class BatchStream:
-    """The endless batches of an ``IterBasedTrainLoop``, instead of its own iterator.
+@LOOPS.register_module()
+class ExactIterBasedTrainLoop(IterBasedTrainLoop):
+    """MMEngine's loop by iterations, made for :class:`ExactCheckpointHook`.
 
-    When a training resumes, MMEngine finds back to the images whose turn it is, but the
-    data workers, and with them the random numbers of augmentations, start anew. Here
-    they start anew at each checkpoint too, unless they are persistent.
+    A training that resumes finds back to the images whose turn it is, but its data
+    workers, and with them the random numbers of augmentations, start anew. Here they
+    start anew at each checkpoint too, unless they are persistent, so that nothing
+    differs. This needs an ``InfiniteSampler`` and batches of one size; with other
+    samplers, this is MMEngine's loop.
 
     Args:
-        loop (IterBasedTrainLoop): A loop for which :meth:`supports` holds. It takes its
-            batches from here, the first one being that of the loop's iteration.
+        *args: As for ``mmengine.runner.IterBasedTrainLoop``.
+        **kwargs: Likewise.
     """
 
-    def __init__(self, loop: IterBasedTrainLoop) -> None:
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        loader = self.dataloader
+        self.is_exact = isinstance(loader.sampler, InfiniteSampler) and (
+            type(loader.batch_sampler) is BatchSampler
+        )
+        if self.is_exact:
+            # MMEngine's newer iterators skip batches, older ones load them to do so.
+            skips = hasattr(self.dataloader_iterator, 'skip_iter')
+            self.dataloader_iterator = _Batches(self, skips)
+
+    def restart_workers(self) -> None:
+        """Let new data workers make the next batch, unless they are persistent."""
+        if self.is_exact:
+            self.dataloader_iterator.restart()
+
+
+class _Batches:
+    """The endless batches of a loop, from its iteration on.
+
+    Args:
+        loop (ExactIterBasedTrainLoop): The loop.
+        skips (bool): Whether the loop calls ``skip_iter`` when it resumes; else it
+            takes the batches of all iterations before.
+    """
+
+    def __init__(self, loop: ExactIterBasedTrainLoop, skips: bool) -> None:
+        self._loop = loop
         self._loader = loop.dataloader
         self._init_worker = self._loader.worker_init_fn
-        # Indices that the loader has taken, but whose batches it has not given yet.
-        self._taken: deque[int] = deque()
-        # What MMEngine takes and throws away until it is where the training resumes.
-        self._unused = 0 if can_skip_batches(loop.dataloader_iterator) else loop.iter
-        self._seek(loop.iter)
-        loop.dataloader_iterator = self
-
-    @staticmethod
-    def supports(loop: IterBasedTrainLoop) -> bool:
-        """Whether the images of an iteration follow from its number alone."""
-        return (
-            isinstance(loop.dataloader.sampler, InfiniteSampler)
-            and type(loop.dataloader.batch_sampler) is BatchSampler
-        )
-
-    def _seek(self, iteration: int) -> None:
-        start = iteration * self._loader.batch_size
-        indices = self._loader.sampler._indices_of_rank()
-        self._untaken = itertools.islice(indices, start, None)
-        self._iteration = iteration
-        self._start()
+        self._skips = skips
+        self._unused: int | None = None
+        # The images whose batches were not given yet.
+        self._ahead: Iterator[int] | None = None
+        self._batches: Iterator | None = None
 
     def restart(self) -> None:
-        """Give the next batch by new workers, unless they are persistent."""
         if not self._loader.persistent_workers:
-            self._start()
-
-    def _start(self) -> None:
-        self._batches: Iterator | None = None
-        self._loader.sampler.indices = self._take(tuple(self._taken))
-        seed = getattr(self._init_worker, 'keywords', {}).get('seed')
-        if seed is not None:
-            # Else the workers would draw the same numbers after each checkpoint.
-            seed += self._iteration * self._loader.num_workers * get_world_size()
-            self._loader.worker_init_fn = partial(self._init_worker, seed=seed % 2**32)
-
-    def _take(self, again: tuple[int, ...]) -> Iterator[int]:
-        """The indices for the loader: first those of batches that it did not give."""
-        yield from again
-        for index in self._untaken:
-            self._taken.append(index)
-            yield index
+            self._batches = None
 
     def skip_iter(self, num_iters: int) -> None:
-        """What MMEngine calls when it resumes; the right batch is next already."""
-
-    def __iter__(self) -> Iterator:
-        return self
+        """Nothing to do: the first batch is that of the loop's iteration."""
 
     def __next__(self):
+        if self._unused is None:
+            self._unused = 0 if self._skips else self._loop.iter
         if self._unused:
             self._unused -= 1
             return None
         if self._batches is None:
-            self._batches = iter(self._loader)
+            self._start()
         batch = next(self._batches)
-        self._iteration += 1
-        for _ in range(self._loader.batch_size):
-            self._taken.popleft()
+        deque(itertools.islice(self._ahead, self._loader.batch_size), maxlen=0)
         return batch
+
+    def _start(self) -> None:
+        sampler, iteration = self._loader.sampler, self._loop.iter
+        if self._ahead is None:
+            start = iteration * self._loader.batch_size
+            self._ahead = itertools.islice(sampler.indices, start, None)
+        # The loader takes images long before it gives their batches.
+        sampler.indices, self._ahead = itertools.tee(self._ahead)
+        seed = getattr(self._init_worker, 'keywords', {}).get('seed')
+        if seed is not None:
+            # Else the workers would draw the same numbers after each checkpoint.
+            seed += iteration * self._loader.num_workers * get_world_size()
+            self._loader.worker_init_fn = partial(self._init_worker, seed=seed % 2**32)
+        self._batches = iter(self._loader)

@@ -1,10 +1,18 @@
 # Copyright (c) mmpsvit contributors.
-"""Holds the weights of a checkpoint against a module, which MMEngine only logs."""
+"""Holds the weights of a checkpoint against the model, which MMEngine only logs."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
+from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
+
+from mmpsvit.registry import HOOKS
+
+from .checkpoint import use_safe_loading
 
 
 class CheckpointMisfitError(RuntimeError):
@@ -91,4 +99,121 @@ def refuse_foreign_weights(
             f'no weight of the checkpoint fits {type(module).__name__}: the checkpoint '
             f'has {some}, ..., the module has {mine}, ... . Is it a checkpoint of '
             'another network, or does it need a prefix?'
+        )
+
+
+@HOOKS.register_module()
+class CheckpointFitHook(Hook):
+    """Watches what checkpoints give to the model; MMEngine loads what fits, and logs.
+
+    While this hook is there, files are loaded without running what is in them
+    (:func:`use_safe_loading`).
+
+    - A training goes on with what fits, and a warning names the rest, such as the head
+      for other classes. It stops if nothing fits: no weight of the backbone, or of
+      the model if it has none, is in the checkpoint of ``load_from``, or no weight of
+      a module in that of its ``init_cfg``.
+    - A test, a validation on its own and a resume stop if a weight of the model is
+      missing or of another shape: scores of initial weights mean nothing.
+
+    Args:
+        must_fit (Sequence[str]): Prefixes of weights that must fit in trainings too;
+            ``('',)`` means all. Defaults to ().
+
+    Raises:
+        CheckpointMisfitError: If a checkpoint does not fit as it must.
+    """
+
+    # Before EMAHook, which copies the weights for itself.
+    priority = 'VERY_HIGH'
+
+    def __init__(self, must_fit: Sequence[str] = ()) -> None:
+        self.must_fit = tuple(must_fit)
+        self._name: str | None = None
+        self._missing: list[str] = []
+
+    def before_run(self, runner: Runner) -> None:
+        """Switch safe loading on, before anything is initialised or loaded."""
+        use_safe_loading()
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Hold the weights against the model, and take out those that do not fit."""
+        name = self._name = runner._load_from or find_latest_checkpoint(runner.work_dir)
+        state = checkpoint.get('state_dict', checkpoint)
+        if not state or not all(isinstance(value, Tensor) for value in state.values()):
+            raise CheckpointMisfitError(
+                f'checkpoint {name} holds no weights of a model'
+            )
+        # As MMEngine does: checkpoints of wrapped models have a prefix.
+        unwrapped = without_wrapper(state)
+        state.clear()
+        state.update(unwrapped)
+
+        model = _unwrap(runner.model)
+        misfits = find_misfits(model, state)
+        own = model.state_dict()
+        self._missing = [text for key, text in misfits.items() if key in own]
+        must_fit = [
+            text for key, text in misfits.items() if key.startswith(self.must_fit)
+        ]
+        # A training that resumes is the same one, with all of its weights.
+        raise_misfits(name, self._missing if runner._resume else must_fit)
+        weights = [key for key, _ in model.named_parameters()]
+        backbone = [key for key in weights if key.startswith('backbone.')]
+        if weights and misfits.keys() >= set(backbone or weights):
+            raise_misfits(name, [*misfits.values()])
+        if not misfits:
+            return
+        runner.logger.warning(f'Not taken from {name}: ' + '; '.join(misfits.values()))
+        if not runner._resume:  # which wants the average of each weight beside it
+            for key in misfits:
+                state.pop(key, None)
+
+    def before_train(self, runner: Runner) -> None:
+        """Hold the model, which is initialised by now, against its ``init_cfg``."""
+        for module in _unwrap(runner.model).modules():
+            cfgs = getattr(module, 'init_cfg', None) or []
+            for cfg in [cfgs] if isinstance(cfgs, dict) else cfgs:
+                if isinstance(cfg, dict) and _is_pretrained(cfg):
+                    _check_pretrained(module, cfg['checkpoint'], cfg.get('prefix'))
+
+    def before_test(self, runner: Runner) -> None:
+        """Do not test initial weights."""
+        if self._missing:
+            raise_misfits(self._name, self._missing)
+
+    def before_val(self, runner: Runner) -> None:
+        """Do not validate initial weights, unless they are trained."""
+        if not isinstance(runner._train_loop, BaseLoop):
+            self.before_test(runner)
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+def _is_pretrained(cfg: dict) -> bool:
+    kind = cfg.get('type')
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.split('.')[-1] in ('Pretrained', 'PretrainedInit')
+
+
+def _check_pretrained(module: nn.Module, checkpoint: str, prefix: str | None) -> None:
+    """Raise an error if a checkpoint has no weight of a module."""
+    state = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
+    state = without_wrapper(state.get('state_dict', state))
+    start = f'{prefix.removesuffix(".")}.' if prefix else ''
+    shapes = {
+        key[len(start) :]: value.shape
+        for key, value in state.items()
+        if key.startswith(start) and isinstance(value, Tensor)
+    }
+    own = {key: value.shape for key, value in module.state_dict().items()}
+    if own and not own.items() & shapes.items():
+        raise CheckpointMisfitError(
+            f'no weight of checkpoint {checkpoint} fits {type(module).__name__}, whose '
+            f'init_cfg names it (prefix {prefix!r}): it has {[*state][:3]}, wanted '
+            f'are {[*own][:3]}'
         )

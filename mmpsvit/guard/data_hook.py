@@ -1,0 +1,155 @@
+# Copyright (c) mmpsvit contributors.
+"""Tells what of its data a training would not survive, or silently get wrong."""
+
+from collections.abc import Iterator
+
+import torch
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from mmpsvit.registry import HOOKS
+
+from .images import DataError
+
+# What PyTorch's cross entropy ignores.
+_IGNORED = -100
+
+
+@HOOKS.register_module()
+class DataHook(Hook):
+    """Watches labels, class folders and the length of epochs.
+
+    An error is a label that the model does not have, which on CUDA would end the
+    process with a bare assertion of a kernel, and a training by epochs from an endless
+    sampler. A warning are class folders that one data set numbers otherwise than
+    another one, where the accuracy of such numbers is taken, and hidden folders that
+    count as classes.
+
+    Raises:
+        DataError: Before the iteration with such a label, naming the image, or before
+            such a training.
+    """
+
+    def __init__(self) -> None:
+        self._num_classes: int | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Look at the data sets, which are built by now."""
+        loader = runner.train_dataloader
+        if isinstance(runner.train_loop, EpochBasedTrainLoop) and isinstance(
+            loader.sampler, InfiniteSampler
+        ):
+            raise DataError(
+                'the first epoch would never end: train_dataloader.sampler is an '
+                'InfiniteSampler and train_cfg.by_epoch is True; take a DefaultSampler '
+                'or train by iterations'
+            )
+        self._num_classes = _num_classes(runner.model)
+        if is_main_process():
+            for remark in _remarks(runner):
+                runner.logger.warning(remark)
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        """Check the labels while they are still on the CPU."""
+        if self._num_classes is None or not isinstance(data_batch, dict):
+            return
+        samples = data_batch.get('data_samples')
+        if not isinstance(samples, (list, tuple)):
+            return
+        labels = [_labels_of(sample) for sample in samples]
+        known = [each.flatten() for each in labels if each is not None]
+        if not known:
+            return
+        if not _are_outside(torch.cat(known), self._num_classes).any():
+            return
+        for sample, label in zip(samples, labels, strict=True):
+            if label is not None and _are_outside(label, self._num_classes).any():
+                path = getattr(sample, 'img_path', 'an image')
+                raise DataError(
+                    f'{path} has the label {label.tolist()}, the model has '
+                    f'{self._num_classes} classes: labels must be 0 to '
+                    f'{self._num_classes - 1}'
+                )
+
+
+def _num_classes(model: nn.Module) -> int | None:
+    """How many classes the head of a classifier or detector tells apart, if known."""
+    if is_model_wrapper(model):
+        model = model.module
+    roi_head = getattr(model, 'roi_head', model)
+    for head in (getattr(model, 'head', None), getattr(roi_head, 'bbox_head', None)):
+        if isinstance(head, nn.ModuleList):  # a cascade
+            head = head[0]
+        count = getattr(head, 'num_classes', None)
+        if isinstance(count, int):
+            return count
+    return None
+
+
+def _labels_of(sample: object) -> Tensor | None:
+    """The class numbers of a sample of MMPretrain or MMDetection."""
+    labels = getattr(sample, 'gt_label', None)
+    if labels is None:
+        labels = getattr(getattr(sample, 'gt_instances', None), 'labels', None)
+    # Those of a regression are no class numbers.
+    is_number = isinstance(labels, Tensor) and not labels.is_floating_point()
+    return labels if is_number else None
+
+
+def _are_outside(labels: Tensor, num_classes: int) -> Tensor:
+    return ((labels < 0) | (labels >= num_classes)) & (labels != _IGNORED)
+
+
+def _remarks(runner: Runner) -> Iterator[str]:
+    """What somebody who trains on class folders should know."""
+    loops = [runner.train_loop]
+    if runner.val_loop is not None and any(
+        type(metric).__name__ in ('Accuracy', 'SingleLabelMetric')
+        for metric in runner.val_loop.evaluator.metrics
+    ):
+        loops.append(runner.val_loop)
+    numbers: dict[str, int] = {}
+    for loop in loops:
+        for leaf in leaf_datasets(loop.dataloader.dataset):
+            folders = getattr(leaf, 'folder_to_idx', None) or {}
+            place = getattr(leaf, 'img_prefix', '')
+            hidden = [name for name in folders if name.startswith('.')]
+            if hidden:
+                yield (
+                    f'hidden folders of {place} count as classes: {_some(hidden)}; '
+                    'remove them'
+                )
+            other = [n for n in folders if numbers.get(n, folders[n]) != folders[n]]
+            if other:
+                yield (
+                    f'class folders of {place} have other numbers than those of the '
+                    f'same names before: {_some(other)}. Scores will be wrong; the '
+                    'same folders in each data set, or empty ones, mend it'
+                )
+            numbers = folders | numbers
+
+
+def leaf_datasets(dataset: Dataset) -> Iterator[Dataset]:
+    """The data sets that read samples, below those that repeat or join others."""
+    parts = getattr(dataset, 'datasets', None)
+    if parts is None:
+        # The latter where MMEngine's `num_batch_per_epoch` cuts a data set short.
+        inner = (getattr(dataset, key, None) for key in ('dataset', '_dataset'))
+        parts = [part for part in inner if part is not None]
+    for part in parts:
+        yield from leaf_datasets(part)
+    if not parts:
+        yield dataset
+
+
+def _some(names: list[str]) -> str:
+    """The first of some names, and how many there are."""
+    more = f', ... ({len(names)} in all)' if len(names) > 5 else ''
+    return ', '.join(names[:5]) + more

@@ -1,0 +1,181 @@
+# Copyright (c) mmpsvit contributors.
+"""Faults of data that stop a training or are warned of, and the valid neighbours."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mmpsvit.guard import DataError
+
+CLASSES = ['circle', 'square', 'star']
+TINY = dict(
+    type='mmpsvit.PSViT',
+    arch=dict(
+        embed_dims=24,
+        num_layers=3,
+        num_heads=2,
+        feedforward_channels=24,
+        stem_base_channels=8,
+        stem_channels=(24, 24),
+    ),
+    sampler=dict(num_iters=2, num_points=2),
+)
+PIPELINE = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(32, 32)),
+    dict(type='PackInputs'),
+]
+
+
+@pytest.fixture
+def folder(image_folder) -> Path:
+    """Two images of each class in each split."""
+    return image_folder('images', CLASSES, per_class=2)
+
+
+def custom(folder: Path, **options) -> dict:
+    return dict(
+        type='CustomDataset', data_root=str(folder), pipeline=PIPELINE, **options
+    )
+
+
+@pytest.fixture
+def train(tmp_path, folder):
+    """Train one iteration of a classifier; what it warns of."""
+
+    def run(train: dict | None = None, val: dict | None = None, **changes) -> str:
+        loader = dict(batch_size=6, num_workers=0)
+        head = dict(
+            type='mmpsvit.PSViTClsHead',
+            num_classes=3,
+            in_channels=24,
+            loss=dict(type='CrossEntropyLoss'),
+        )
+        cfg = Config(
+            dict(
+                default_scope='mmpretrain',
+                work_dir=str(tmp_path / 'work'),
+                model=dict(type='ImageClassifier', backbone=TINY, head=head),
+                data_preprocessor=dict(num_classes=3, mean=[0] * 3, std=[255] * 3),
+                train_dataloader=dict(
+                    loader,
+                    dataset=train or custom(folder, data_prefix='train'),
+                    sampler=dict(type='DefaultSampler', shuffle=True),
+                ),
+                val_dataloader=dict(
+                    loader,
+                    dataset=val or custom(folder, data_prefix='val'),
+                    sampler=dict(type='DefaultSampler', shuffle=False),
+                ),
+                val_evaluator=dict(type='Accuracy'),
+                train_cfg=dict(by_epoch=False, max_iters=1),
+                val_cfg=dict(),
+                optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+                default_hooks=dict(data=dict(type='mmpsvit.DataHook')),
+                experiment_name=f'data_{id(tmp_path)}_{torch.rand(1).item()}',
+            )
+        )
+        cfg.merge_from_dict(changes)
+        Runner.from_cfg(cfg).train()
+        logs = sorted((tmp_path / 'work').glob('*/*.log'))
+        lines = logs[-1].read_text().split('\n')
+        return '\n'.join(x for x in lines if 'WARNING' in x and 'folders' in x)
+
+    return run
+
+
+def lines(folder: Path, *labels: int, **options) -> dict:
+    """A data set whose labels are lines of a file."""
+    text = ''.join(f'circle/{i}.png {label}\n' for i, label in enumerate(labels))
+    (folder / 'labels.txt').write_text(text)
+    return custom(folder, data_prefix='train', ann_file='labels.txt', **options)
+
+
+@pytest.mark.parametrize('label', [3, -1, 400])
+def test_label_out_of_range(label, train, folder):
+    names = '|'.join(('0', '1'))
+    message = rf'circle/({names})\.png has the label \[{label}\], the model has 3 classes'
+    with pytest.raises(DataError, match=message):
+        train(lines(folder, 0, label))
+
+
+def regression(folder: Path) -> dict:
+    head = dict(type='LinearClsHead', num_classes=2, in_channels=24)
+    return {'model.head': dict(head, loss=dict(type='CrossEntropyLoss'))}
+
+
+VALID = {
+    'fewer classes than the head': lambda folder: dict(train=lines(folder, 0, 1)),
+    'labels that the loss ignores': lambda folder: dict(train=lines(folder, 0, -100)),
+    'repeated and joined': lambda folder: dict(
+        train=dict(
+            type='RepeatDataset',
+            times=2,
+            dataset=dict(type='ConcatDataset', datasets=[lines(folder, 0, 2)] * 2),
+        )
+    ),
+    'other identities': lambda folder: dict(
+        val=custom(folder, data_prefix='others'),
+        **{'val_evaluator': dict(type='Accuracy')},
+    ),
+    'a subset by a file': lambda folder: dict(val=lines(folder, 0, 0)),
+    'folds of one folder': lambda folder: dict(
+        train=dict(
+            type='KFoldDataset',
+            num_splits=2,
+            dataset=custom(folder, data_prefix='train'),
+        )
+    ),
+    'margins between classes': lambda folder: {
+        'model.head': dict(
+            _delete_=True, type='ArcFaceClsHead', num_classes=3, in_channels=24
+        )
+    },
+    'several labels': lambda folder: {
+        'model.head.type': 'MultiLabelLinearClsHead',
+        'model.head.loss.use_sigmoid': True,
+        'data_preprocessor.to_onehot': True,
+        'val_evaluator': dict(_delete_=True, type='MultiLabelMetric', thr=0.5),
+    },
+}
+
+
+@pytest.mark.parametrize('name', VALID)
+def test_valid_neighbours_pass_in_silence(name, train, folder):
+    for other in ('rabbit', 'tortoise'):
+        shutil.copytree(folder / 'val' / 'star', folder / 'others' / other)
+    assert train(**VALID[name](folder)) == ''
+
+
+def test_folders_with_other_numbers(train, folder):
+    shutil.rmtree(folder / 'val' / 'circle')
+    remark = train()
+    assert 'have other numbers than those of the same names before: square, star' in (
+        remark
+    )
+    # Where nobody takes the accuracy of the numbers, they may differ.
+    metric = dict(_delete_=True, type='RetrievalRecall', topk=1)
+    assert train(**{'val_cfg': None, 'val_dataloader': None, 'val_evaluator': None}) == (
+        ''
+    )
+    del metric
+
+
+def test_hidden_folders_are_named(train, folder):
+    shutil.copytree(folder / 'train' / 'star', folder / 'train' / '.ipynb_checkpoints')
+    shutil.copytree(folder / 'val' / 'star', folder / 'val' / '.ipynb_checkpoints')
+    remark = train(**{'model.head.num_classes': 4, 'data_preprocessor.num_classes': 4})
+    assert 'count as classes: .ipynb_checkpoints' in remark
+
+
+def test_endless_epoch(train):
+    changes = {
+        'train_dataloader.sampler': dict(_delete_=True, type='InfiniteSampler'),
+        'train_cfg': dict(_delete_=True, by_epoch=True, max_epochs=1),
+    }
+    with pytest.raises(DataError, match='the first epoch would never end'):
+        train(**changes)

@@ -1,0 +1,155 @@
+# Copyright (c) mmpsvit contributors.
+"""What a checkpoint does not give to the model: told, and refused where it is all."""
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import nn
+
+from mmpsvit.guard import CheckpointFitHook, CheckpointMisfitError
+
+
+class Model(BaseModel):
+    """A backbone and a head."""
+
+    def __init__(self, width: int = 4, classes: int = 2, init_cfg=None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.backbone = nn.Sequential(nn.Linear(3, width), nn.Linear(width, 3))
+        self.head = nn.Linear(3, classes)
+
+    def forward(self, inputs, mode='tensor'):
+        outputs = self.head(self.backbone(torch.stack(inputs)))
+        return dict(loss=outputs.sum()) if mode == 'loss' else list(outputs)
+
+
+class Vectors:
+    metainfo = {}
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> dict:
+        return dict(inputs=torch.ones(3))
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(model: nn.Module, average: bool = False, **options) -> Runner:
+        loader = dict(
+            batch_size=2,
+            dataset=Vectors(),
+            sampler=dict(type='DefaultSampler', shuffle=False),
+        )
+        hooks = [CheckpointFitHook()]
+        if average:
+            hooks.append(dict(type='EMAHook'))
+        return Runner(
+            model,
+            work_dir=str(tmp_path / 'work'),
+            train_dataloader=loader,
+            train_cfg=dict(by_epoch=True, max_epochs=1),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0)),
+            test_dataloader=loader,
+            test_evaluator=[],
+            test_cfg=dict(),
+            custom_hooks=hooks,
+            experiment_name=f'fit_{tmp_path}_{torch.rand(1).item()}',
+            **options,
+        )
+
+    return make
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Save the weights of a model, and return the file."""
+
+    def save(model: nn.Module, wrap: bool = True, **more) -> str:
+        state = {**model.state_dict(), **more}
+        torch.save(dict(state_dict=state) if wrap else state, tmp_path / 'first.pth')
+        return str(tmp_path / 'first.pth')
+
+    return save
+
+
+def warnings_of(tmp_path) -> str:
+    logs = sorted((tmp_path / 'work').glob('*/*.log'))
+    return '\n'.join(x for x in logs[-1].read_text().split('\n') if 'Not taken' in x)
+
+
+def test_training_goes_on_with_what_fits(make, saved, tmp_path):
+    first = Model(classes=5)
+    file = saved(first, **{'teacher.weight': torch.ones(1)})
+    runner = make(Model(), load_from=file)
+    runner.train()
+
+    assert torch.equal(runner.model.backbone[0].weight, first.backbone[0].weight)
+    told = warnings_of(tmp_path)
+    assert 'head.weight has shape (5, 3), the model wants (2, 3)' in told
+    assert 'teacher.weight is unknown to the model' in told
+    assert 'backbone' not in told
+
+
+@pytest.mark.parametrize('average', [False, True])
+def test_plain_weights(average, make, saved, tmp_path):
+    """``torch.save(model.state_dict())``, also with an average of the weights."""
+    first = Model()
+    runner = make(Model(), average, load_from=saved(first, wrap=False))
+    runner.train()
+    assert torch.equal(runner.model.head.weight, first.head.weight)
+    assert warnings_of(tmp_path) == ''
+
+
+def test_training_stops_where_nothing_of_the_backbone_fits(make, saved):
+    other = nn.ModuleDict(dict(trunk=nn.Linear(3, 3), head=nn.Linear(3, 2)))
+    with pytest.raises(CheckpointMisfitError, match=r'first\.pth does not fit'):
+        make(Model(), load_from=saved(other)).train()
+
+
+@pytest.mark.parametrize('form', [dict, list])
+def test_init_cfg_that_fits_nothing(form, make, saved):
+    other = nn.ModuleDict(dict(trunk=nn.Linear(3, 3)))
+    init_cfg = dict(type='Pretrained', checkpoint=saved(other))
+    init_cfg = init_cfg if form is dict else [init_cfg]
+    message = r'no weight of checkpoint .*first\.pth fits Model, whose init_cfg names it'
+    with pytest.raises(CheckpointMisfitError, match=message):
+        make(Model(init_cfg=init_cfg)).train()
+
+
+def test_init_cfg_that_fits(make, saved):
+    first = Model()
+    init_cfg = dict(type='Pretrained', checkpoint=saved(first))
+    runner = make(Model(classes=5, init_cfg=init_cfg))
+    runner.train()
+    assert torch.equal(runner.model.backbone[0].weight, first.backbone[0].weight)
+
+
+def test_testing_needs_all_weights(make, saved):
+    file = saved(Model(classes=5))
+    message = r'first\.pth does not fit the config: head\.weight has shape \(5, 3\)'
+    with pytest.raises(CheckpointMisfitError, match=message):
+        make(Model(), load_from=file).test()
+    # Surplus weights are of another model's parts.
+    make(Model(), load_from=saved(Model(), **{'teacher': torch.ones(1)})).test()
+
+
+def test_resume_needs_all_weights(make, saved, tmp_path):
+    make(Model()).train()
+    last = tmp_path / 'work' / 'epoch_1.pth'
+    with pytest.raises(CheckpointMisfitError, match=r'head\.bias has shape'):
+        make(Model(classes=5), load_from=str(last), resume=True).train()
+
+
+def test_prefixes_that_must_fit(make, saved):
+    runner = make(Model(), load_from=saved(Model(classes=5)))
+    (hook,) = (each for each in runner.hooks if isinstance(each, CheckpointFitHook))
+    hook.must_fit = ('head.',)
+    with pytest.raises(CheckpointMisfitError, match=r'head\.weight has shape'):
+        runner.train()
+
+
+def test_file_without_weights(make, tmp_path):
+    torch.save(dict(epoch=1), tmp_path / 'none.pth')
+    with pytest.raises(CheckpointMisfitError, match=r'none\.pth holds no weights'):
+        make(Model(), load_from=str(tmp_path / 'none.pth')).train()
