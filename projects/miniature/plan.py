@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-CANVASES = (64, 96, 128, 160)  # px; all divisible by 16, as 4 x 4 patches need
+CANVASES = (64, 96, 128, 160)  # px; divisible by 16, as 4 x 4 patches at stride 4 need
 LR = 5e-4
 
 # By the names of their configs.

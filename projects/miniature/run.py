@@ -31,7 +31,8 @@ from tqdm import tqdm
 
 from mmpsvit.guard import write_atomically
 
-TOOLS = HERE.parents[1] / 'tools'
+ROOT = HERE.parents[1]
+TOOLS = ROOT / 'tools'
 PICTURED = 'psvit_seed0'  # the run whose points the page shows
 
 
@@ -96,8 +97,10 @@ def train(run: Run, args: argparse.Namespace, commands: Commands) -> str:
     budget = '{steps}_{num_train}_{num_val}'.format(**vars(args.budget))
     work_dir = args.work_dir / budget / run.name
     log, measured = work_dir / 'output.log', work_dir / 'measured.json'
+    path = os.environ.get('PYTHONPATH')
     # What the configs read.
     environment = {
+        'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), path])),
         'MINIATURE_CANVAS': settings['canvas'],
         'MINIATURE_STEPS': settings['steps'],
         'MINIATURE_LR': settings['lr'],

@@ -1,299 +1,95 @@
 # Copyright (c) mmpsvit contributors.
-"""The miniature reproduction: its plan, its measure, and the tool on tiny data.
-
-One real training of a few steps, interrupted and continued: half a minute on one core.
-"""
+"""projects/miniature: its plan, its page, and a training that is interrupted."""
 
 import contextlib
 import importlib
 import io
 import json
-import math
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
+import torch
+from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import Runner
-
-from mmpsvit.cli import set_dataloader_defaults
 
 pytest.importorskip('sklearn')
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'tools'))
-reproduce_mini = importlib.import_module('reproduce_mini')
-measure = importlib.import_module('miniature.measure')
-plan = importlib.import_module('miniature.plan')
-plots = importlib.import_module('miniature.plots')
-pool = importlib.import_module('miniature.pool')
-results = importlib.import_module('miniature.results')
-
-STEPS = 20
-TINY = ('--seeds', 1, '--steps', STEPS, '--num-train', 64, '--num-val', 40)
-BUDGET = plan.Budget(steps=STEPS, num_train=64, num_val=40)
-
-
-class Tool:
-    """The tool in a folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.out, self.work = folder / 'out', folder / 'work'
-        self.data = folder / 'data'
-
-    def command(self, *args) -> list[str]:
-        folders = ('--out', self.out, '--work-dir', self.work, '--data', self.data)
-        tool = ROOT / 'tools' / 'reproduce_mini.py'
-        return [str(arg) for arg in (tool, *folders, *args)]
-
-    def run(self, *args) -> str:
-        """Run the tool in this process; return what it prints."""
-        printed = io.StringIO()
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            with (
-                mock.patch.object(sys, 'argv', self.command(*args)),
-                contextlib.redirect_stdout(printed),
-            ):
-                reproduce_mini.main()
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        return printed.getvalue()
-
-    def results(self) -> dict[str, dict]:
-        paths = sorted((self.out / 'results').glob('*.json'))
-        return {path.stem: json.loads(path.read_text()) for path in paths}
-
-
-@pytest.fixture(scope='module')
-def tool(tmp_path_factory) -> Tool:
-    return Tool(tmp_path_factory.mktemp('miniature'))
-
-
-@pytest.fixture(scope='module')
-def interrupted(tool) -> str:
-    """What the tool wrote until it was interrupted in the midst of a training."""
-    process = subprocess.Popen(
-        [sys.executable, *tool.command('--only', 'a', *TINY, '--jobs', 1)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        # A test run in the background of a shell has it ignored, and so would this.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+PROJECT = Path(__file__).parents[2] / 'projects' / 'miniature'
+with mock.patch.object(sys, 'path', [str(PROJECT), *sys.path]):
+    plan, report, run, measure = map(
+        importlib.import_module, ('plan', 'report', 'run', 'measure')
     )
-    while not (tool.work / 'psvit_seed0/last_checkpoint').exists():
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, output
-    assert 'Traceback' not in output
-    return output
+
+BUDGET = plan.Budget(steps=6, num_train=64, num_val=40)
 
 
-@pytest.fixture(scope='module')
-def finished(tool, interrupted) -> str:
-    """What the tool wrote when it was called again, with a result from elsewhere."""
-    run = plan.Run(plan.Point('vit'), 0, BUDGET)
-    result = {
-        'run': run.name,
-        'settings': run.settings(),
-        'code': [results.git_state()],
-        'accuracy': {'half': 40.0, 'end': 60.0},
-        'curve': [[STEPS // 2, 40.0], [STEPS, 60.0]],
-        'seconds_per_step': 0.1,
-        'parameters': 1000,
-        'inside': None,
-        **measure.describe_machine(),
+def test_page_shows_the_results_and_none_is_missing():
+    runs = {
+        each.name: each for each in plan.plan_runs(plan.TABLES, None, plan.Budget())
     }
-    results.write_json(results.result_path(tool.out, run), result)
-    return tool.run('--only', 'a', *TINY, '--jobs', 2)
+    files = {path.stem: path for path in (PROJECT / 'results').glob('*_seed*.json')}
+    assert runs.keys() == files.keys()
+    for name, path in files.items():
+        settings = json.loads(path.read_bytes())['settings']
+        assert runs[name].settings().items() <= settings.items()
+    results, page = report.read_results(PROJECT), (PROJECT / 'README.md').read_text()
+    for table in plan.TABLES.values():
+        text = report.format_table(table, results, PROJECT)
+        assert f'-->\n{text}\n<!--' in page
+        assert not re.search(rf'{report.MISSING} \|| of \d \|', text)
 
 
-@pytest.fixture
-def no_cost(monkeypatch):
-    """Do not count the operations of all networks for the page once more."""
-    monkeypatch.setattr('miniature.report.analyse', lambda cfg, shape: (1, 1))
+def test_runs_of_some_tables():
+    """All with seed 0 first; each once, as often as the table that wants most of it."""
+    names = [each.name for each in plan.plan_runs('ad', None, BUDGET)]
+    assert names[:3] == ['psvit_seed0', 'vit_seed0', 'vit_5x_seed0']
+    assert names[3:7] == ['n3_seed0', 'n5_seed0', 'n6_seed0', 'n8_seed0']
+    assert sorted(names[7:]) == [
+        f'{n}_seed{s}' for n in ('psvit', 'vit') for s in (1, 2)
+    ]
+    # A table without trainings of its own has none with more seeds either.
+    assert plan.plan_runs(['inside'], 5, BUDGET) == []
 
 
-def test_interruption_leaves_no_process(tool, interrupted):
-    assert 'stopped; the same command continues' in interrupted
-    assert tool.results() == {}
-    commands = subprocess.run(['ps', '-eo', 'args'], capture_output=True, text=True)
-    assert 'train.py' not in ''.join(
-        line for line in commands.stdout.split('\n') if str(tool.work) in line
+def test_trainings_have_different_names():
+    trainings = {t for table in plan.TABLES.values() for t in table.seeds}
+    trainings |= {plan.Training('psvit', lr=2.5e-4), plan.Training('psvit', lr=2e-4)}
+    assert len({training.name for training in trainings}) == len(trainings)
+
+
+@pytest.mark.parametrize('canvas', plan.CANVASES)
+@pytest.mark.parametrize('name', plan.MAIN)
+def test_networks_differ_in_what_is_compared_alone(name, canvas, monkeypatch):
+    """The same depth, number of tokens, data and schedule on every canvas."""
+    monkeypatch.setenv('MINIATURE_CANVAS', str(canvas))
+    cfg, base = (
+        Config.fromfile(PROJECT / 'configs' / f'{each}.py') for each in (name, 'psvit')
     )
-
-
-def test_interrupted_run_is_continued(tool, finished):
-    log = (tool.work / 'psvit_seed0/output.log').read_text()
-    resumed = re.findall(r'resumed epoch: 0, iter: (\d+)', log)
-    assert len(resumed) == 1
-    assert 0 < int(resumed[0]) < STEPS
-    assert re.search(r'\[2 of 2\] psvit_seed0: [\d.]+ %, at half [\d.]+ %', finished)
-    assert 'vit_seed0' in tool.results()
-    assert not (tool.work / 'vit_seed0').exists()
-
-
-def test_result_file(tool, finished):
-    psvit = tool.results()['psvit_seed0']
-    assert [step for step, _ in psvit['curve']] == list(range(2, STEPS + 1, 2))
-    assert psvit['accuracy'] == {
-        'half': dict(psvit['curve'])[STEPS // 2],
-        'end': dict(psvit['curve'])[STEPS],
-    }
-    # 40 images: whole numbers of correct ones
-    assert psvit['accuracy']['end'] % 2.5 == pytest.approx(0, abs=1e-4)
-    assert len(psvit['inside']) == 4
-    assert psvit['settings']['steps'] == STEPS
-    assert psvit['settings']['lr'] == plan.LR
-    assert psvit['settings']['num_clutter'] == plan.CLUTTER
-    assert {'commit', 'dirty'} == set(psvit['code'][0])
-    assert {'torch', 'mmengine', 'mmpsvit'} <= set(psvit['versions'])
-    assert psvit['machine']['cores'] == os.cpu_count()
-    # They are published, and the same wherever the run was.
-    texts = [path.read_text() for path in (tool.out / 'results').iterdir()]
-    for folder in (ROOT, tool.out.parent, sys.prefix):
-        assert not any(str(folder) in text for text in texts)
-
-
-def test_logged_accuracy_is_the_measured_one(tool, finished):
-    """The last validation while training, and the measure of the last checkpoint."""
-    log = (tool.work / 'psvit_seed0/output.log').read_text()
-    logged = re.findall(r'accuracy/top1: ([\d.]+)', log)[-1]
-    measured = tool.results()['psvit_seed0']['accuracy']['end']
-    assert measured == pytest.approx(float(logged), abs=1e-3)
-
-
-@pytest.mark.parametrize('name', ['vit', 'vit_same_stem'])
-def test_measure_of_a_network_without_points(tool, interrupted, name):
-    cfg = plan.load_config(plan.Point(name), STEPS, tool.data)
-    init_default_scope(cfg.default_scope)
-    model = MODELS.build({'data_preprocessor': cfg.data_preprocessor, **cfg.model})
-    set_dataloader_defaults(cfg)
-    loader = Runner.build_dataloader(cfg.test_dataloader)
-    measured = measure.measure(model.eval(), loader)
-    assert measured['inside'] is None
-    assert measured['accuracy'] % 2.5 == pytest.approx(0, abs=1e-4)
-
-
-def test_page(tool, finished):
-    page = (tool.out / 'README.md').read_text()
-    psvit, vit = tool.results().values()
-    for name, result in (('PS-ViT, N = 4, n = 4', psvit), ('ViT', vit)):
-        half, end = result['accuracy']['half'], result['accuracy']['end']
-        row = rf'\[{re.escape(name)}\]\(\S+\) \| {half:.1f} \| {end:.1f} \| 1 of 3 \|'
-        assert re.search(row, page)
-    grid, *_, last = psvit['inside']
-    assert re.search(
-        rf'\| 64 \| {100 * grid:.2f} \| .* \| {100 * last:.2f} \| 1 \|', page
+    for key in ('train_dataloader', 'val_dataloader', 'param_scheduler', 'train_cfg'):
+        assert cfg[key] == base[key]
+    assert cfg.train_dataloader.dataset.data_root == f'data/miniature/{canvas}'
+    init_default_scope('mmpretrain')
+    model = MODELS.build(cfg.model).eval()
+    tokens = []
+    model.backbone.layers[0].register_forward_hook(
+        lambda _, args, outputs: tokens.append(outputs.shape[1])
     )
-    # What has not been run is not hidden.
-    assert re.search(r'n8.py\) \| missing \| missing \| 0 of 1 \|', page)
-    assert f'{psvit["parameters"]:,}' in page
-    assert f'--steps {STEPS} --num-train 64 --num-val 40' in page
-    for picture in ('points', 'curves', 'accuracy'):
-        assert f']({picture}.png)' in page
-        assert (tool.out / f'{picture}.png').read_bytes().startswith(b'\x89PNG')
-    assert not list(tool.out.rglob('.*'))
-
-
-def test_finished_runs_are_left_alone(tool, finished, no_cost):
-    def times() -> dict:
-        paths = (*(tool.out / 'results').iterdir(), *tool.work.rglob('*'))
-        return {path: path.stat().st_mtime_ns for path in paths}
-
-    before = times()
-    interpretation = tool.out / 'interpretation.md'
-    interpretation.write_text('The points find the digit.\n')
-    output = tool.run('--only', 'a', *TINY)
-    interpretation.unlink()
-    assert output.strip().split('\n')[-1] == f'page: {tool.out / "README.md"}'
-    assert '%' not in output
-    assert times() == before
-    page = (tool.out / 'README.md').read_text()
-    assert '## What this says\n\nThe points find the digit.\n' in page
-
-
-def test_results_suffice_without_work_dirs_and_data(tool, finished, no_cost, tmp_path):
-    """As in a fresh clone, and with results of experiment h."""
-    moved = Tool(tmp_path)
-    shutil.copytree(tool.out, moved.out)
-    picture = (moved.out / 'points.png').read_bytes()
-    psvit, vit = tool.results().values()
-    for number, point in enumerate(plan.EXPERIMENTS['h'].points[:3]):
-        run = plan.Run(point, 0, BUDGET)
-        result = psvit if point.network == 'psvit' else vit
-        accuracy = {'half': 60 + number, 'end': 70 + number}
-        result = {**result, 'settings': run.settings(), 'accuracy': accuracy}
-        results.write_json(results.result_path(moved.out, run), result)
-
-    output = moved.run('--only', 'a', *TINY)
-    assert output == f'page: {moved.out / "README.md"}\n'
-    assert [path.name for path in tmp_path.iterdir()] == ['out']
-    assert (moved.out / 'points.png').read_bytes() == picture
-    page = (moved.out / 'README.md').read_text()
-    assert '](points.png)' in page
-    table = page.split('## h. ')[1].split('\n## ')[0]
-    rows = [row.strip('| \n').split(' | ')[1:] for row in table.split('\n| [')[1:]]
-    half, end = (f'{psvit["accuracy"][when]:.1f}' for when in ('half', 'end'))
-    inside = f'{100 * psvit["inside"][-1]:.2f}'
-    assert rows[0] == ['5e-4', half, end, inside, '1 of 3']
-    assert rows[1] == ['1e-3', '60.0', '70.0', inside, '1']
-    assert rows[3] == ['1e-3', '61.0', '71.0', 'none', '1']
-    assert rows[4] == ['5e-4', *['missing'] * 3, '0 of 3']
-    assert rows[5] == ['1e-3', '62.0', '72.0', 'none', '1']
-    assert rows[7] == ['1e-3', *['missing'] * 3, '0 of 1']
-
-    (moved.out / 'points.png').unlink()
-    moved.run('--collect-only', *TINY)
-    page = (moved.out / 'README.md').read_text()
-    assert 'picture of the points is missing: it needs' in page
-
-
-def test_results_of_other_settings_are_refused(tool, finished):
-    with pytest.raises(SystemExit) as error:
-        tool.run('--only', 'a', *TINY, '--steps', 30)
-    assert 'psvit_seed0.json has other settings' in str(error.value)
-    assert f'steps was {STEPS}, now 30' in str(error.value)
-
-
-def test_work_dir_of_other_settings_is_refused(tool, finished):
-    run = plan.Run(plan.Point('psvit'), 0, plan.Budget(steps=50))
-    with pytest.raises(pool.JobError, match=f'steps was {STEPS}, now 50'):
-        results.WorkDir(tool.work, run).check()
-
-
-@pytest.mark.parametrize(
-    ('args', 'message'),
-    [
-        ('--only a,z', '--only: must be of a, b, c, d, e, f, g, h, long, got'),
-        ('--steps 25', '--steps: must be a multiple of 10, at least 20, got 25'),
-        ('--steps 10', '--steps: must be a multiple of 10, at least 20, got 10'),
-        ('--seeds 0', '--seeds: must be at least 1, got 0'),
-        ('--num-val 0', '--num-val: must be at least 1, got 0'),
-    ],
-)
-def test_mistakes(args, message, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['reproduce_mini.py', *args.split()])
-    with pytest.raises(SystemExit, match='2'):
-        reproduce_mini.parse_args()
-    assert f'error: argument {message}' in capsys.readouterr().err
-
-
-def test_long_runs_need_the_controls(tmp_path):
-    with pytest.raises(SystemExit, match='long runs need results of the controls'):
-        Tool(tmp_path).run('--only', 'a,c,long', *TINY)
-    assert list(tmp_path.iterdir()) == []
+    with torch.no_grad():
+        assert model(torch.rand(1, 3, canvas, canvas)).shape == (1, 10)
+    assert tokens == [17]  # 4 x 4 and the class token
+    depth = len(model.backbone.layers)
+    if name in ('psvit', 'iters1'):
+        depth += model.backbone.sampler.num_iters
+    assert depth == 8
 
 
 def test_share_of_points_inside_the_box():
@@ -308,24 +104,183 @@ def test_share_of_points_inside_the_box():
     assert shares == pytest.approx([6 / 8, 5 / 8])
 
 
-def test_better_control(tmp_path):
-    def write(name: str, seed: int, end: float, length: int = 1) -> None:
-        run = plan.Run(plan.Point(name, length=length), seed, BUDGET)
-        value = {'settings': run.settings(), 'accuracy': {'half': 0, 'end': end}}
-        results.write_json(results.result_path(tmp_path, run), value)
+@pytest.fixture
+def script(tmp_path):
+    """Write a Python script."""
 
-    assert results.better_control(tmp_path, BUDGET) is None
-    write('iters1', 0, 60)
-    assert results.better_control(tmp_path, BUDGET) is None
-    write('vit_same_stem', 0, 70)
-    assert results.better_control(tmp_path, BUDGET) == 'vit_same_stem'
-    write('iters1', 1, 90)
-    assert results.better_control(tmp_path, BUDGET) == 'iters1'
-    # The long run of the other one has been done: it is kept.
-    write('vit_same_stem', 0, 95, length=plan.LONG)
-    assert results.better_control(tmp_path, BUDGET) == 'vit_same_stem'
+    def write(name: str, code: str) -> Path:
+        path = tmp_path / f'{name}.py'
+        path.write_text(code)
+        return path
+
+    return write
 
 
-def test_one_seed_has_no_deviation():
-    assert math.isnan(plots.spread(np.array([50.0])))
-    assert plots.spread(np.array([50.0, 54.0])) == pytest.approx(math.sqrt(8))
+def test_failed_run_is_told_with_its_log(script, tmp_path, capsys):
+    commands = run.Commands()
+    bad = script('bad', 'print("why"); raise SystemExit(3)')
+
+    def succeed() -> str:
+        commands.run(tmp_path / 'good.log', script('good', 'print(1)'))
+        return '92 %'
+
+    calls = {'bad': partial(commands.run, tmp_path / 'bad.log', bad), 'good': succeed}
+    assert run.do_all(calls, 1, commands, before=2) == 1
+    bad, good = capsys.readouterr().out.strip().split('\n')
+    log = tmp_path / 'bad.log'
+    assert bad == f'[3 of 4] bad: error: bad.py ended with code 3, see {log}'
+    assert good == '[4 of 4] good: 92 %'
+    assert log.read_text() == 'why\n'
+
+
+def test_interruption_stops_all_commands(script, tmp_path):
+    """However many run side by side, and none that waits is begun."""
+    commands = run.Commands()
+    code = 'import os, time; print(os.getpid(), flush=True); time.sleep(600)'
+    logs = [tmp_path / f'{number}.log' for number in range(2)]
+    sleep = script('sleep', code)
+
+    def interrupt() -> str:
+        while not all(log.exists() and log.read_text() for log in logs):
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    calls = {log.name: partial(commands.run, log, sleep) for log in logs}
+    calls |= {'interrupt': interrupt}
+    calls |= {'waiting': partial(commands.run, tmp_path / 'waiting.log', sleep)}
+    with pytest.raises(KeyboardInterrupt):
+        run.do_all(calls, 3, commands)
+    assert not (tmp_path / 'waiting.log').exists()
+    for log in logs:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(log.read_text()), 0)
+
+
+class Tool:
+    """The command in a folder of its own; table e, of two networks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.out, self.work = folder / 'out', folder / 'work'
+        options = ['--only', 'e', '--seeds', '1']
+        options += ['--steps', '6', '--num-train', '64', '--num-val', '40']
+        options += [
+            '--out',
+            self.out,
+            '--work-dir',
+            self.work,
+            '--data',
+            folder / 'data',
+        ]
+        self.command = [str(each) for each in (PROJECT / 'run.py', *options)]
+
+    def run(self, *args: str) -> str:
+        """Run it in this process; return what it prints."""
+        printed, handler = io.StringIO(), signal.getsignal(signal.SIGTERM)
+        try:
+            with (
+                mock.patch.object(sys, 'argv', [*self.command, *args]),
+                contextlib.redirect_stdout(printed),
+            ):
+                run.main()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        return printed.getvalue()
+
+    def read(self, name: str) -> dict:
+        return json.loads((self.out / 'results' / f'{name}.json').read_bytes())
+
+
+@pytest.fixture(scope='module')
+def interrupted(tmp_path_factory) -> tuple[Tool, str]:
+    """The command, and what it wrote until it was interrupted in a training.
+
+    The other network has a result already, from elsewhere.
+    """
+    tool = Tool(tmp_path_factory.mktemp('miniature'))
+    shared = plan.Run(plan.Training('shared'), 0, BUDGET)
+    result = json.loads((PROJECT / 'results/shared_seed0.json').read_bytes())
+    result['settings'] = shared.settings()
+    (tool.out / 'results').mkdir(parents=True)
+    (tool.out / 'results/shared_seed0.json').write_text(json.dumps(result))
+    process = subprocess.Popen(
+        [sys.executable, *tool.command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A test run in the background of a shell has it ignored, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while not list(tool.work.rglob('last_checkpoint')):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate()[0]
+    assert process.returncode == 130, output
+    return tool, output
+
+
+@pytest.fixture(scope='module')
+def finished(interrupted) -> tuple[Tool, str]:
+    """The command, and what it wrote when it was called again."""
+    tool, _ = interrupted
+    return tool, tool.run()
+
+
+def test_interrupted_run_is_continued(interrupted, finished):
+    tool, output = interrupted
+    assert 'stopped; the same command continues' in output
+    assert 'Traceback' not in output
+    tool, output = finished
+    (log,) = tool.work.rglob('psvit_seed0/output.log')
+    assert len(re.findall(r'resumed epoch: 0, iter: [1-6]\b', log.read_text())) == 1
+    assert re.search(r'\[2 of 2\] psvit_seed0: [\d.]+ %, at half [\d.]+ %', output)
+    assert not list(tool.work.rglob('shared*'))
+
+
+def test_result_and_page(finished):
+    tool, _ = finished
+    result = tool.read('psvit_seed0')
+    curve = dict(result['curve'])
+    assert list(curve) == [1, 2, 3, 4, 5, 6]
+    assert result['accuracy'] == {'half': curve[3], 'end': curve[6]}
+    assert curve[6] % 2.5 == pytest.approx(0, abs=1e-4)  # of 40 images
+    assert len(result['inside']) == 4
+    assert result['parameters'] == 366_768
+    # The last validation while training agrees with the measure afterwards.
+    (log,) = tool.work.rglob('psvit_seed0/output.log')
+    logged = re.findall(r'accuracy/top1: ([\d.]+)', log.read_text())[-1]
+    assert curve[6] == pytest.approx(float(logged), abs=1e-3)
+    # Published, and the same wherever the run was.
+    assert str(tool.out.parent) not in json.dumps(result)
+
+    page = (tool.out / 'README.md').read_text()
+    half, end = result['accuracy'].values()
+    assert f'| 366,768 | {half:.1f} | {end:.1f} | 1 of 3 |' in page
+    assert f'n8.py) | {report.MISSING} | {report.MISSING} | 0 of 1 |' in page
+    for picture in ('points', 'curves'):
+        assert (tool.out / f'{picture}.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_finished_runs_are_left_alone(finished):
+    """And so is what a person wrote into the page."""
+    tool, _ = finished
+
+    def times() -> dict:
+        paths = (*(tool.out / 'results').iterdir(), *tool.work.rglob('*'))
+        return {path: path.stat().st_mtime_ns for path in paths}
+
+    page = tool.out / 'README.md'
+    text = page.read_text().replace('<!-- b -->', 'The points find it.\n\n<!-- b -->')
+    page.write_text(text.replace('| 1 of 3 |', '| 7 of 3 |'))
+    before = times()
+    assert tool.run() == f'page: {page}\n'
+    assert times() == before
+    assert page.read_text() == text
+
+
+def test_results_of_other_settings_stop_it(finished):
+    tool, _ = finished
+    with pytest.raises(SystemExit) as error:
+        tool.run('--steps', '30')
+    assert 'psvit_seed0.json: steps was 6, now 30' in str(error.value)

@@ -2,4 +2,9 @@
 # patches as there are points. Not in the paper: it tells what the stem contributes.
 _base_ = './vit.py'
 
-model = dict(backbone=dict(patch_cfg=dict(conv_type='mmpsvit.StemPatchEmbedding')))
+# Needs the repository's root in PYTHONPATH; run.py sees to it.
+custom_imports = dict(imports=['projects.miniature.stem'])
+
+model = dict(
+    backbone=dict(patch_cfg=dict(conv_type='mmpsvit.MiniatureStemPatchEmbedding'))
+)
