@@ -81,7 +81,7 @@ soak: setup-test
 	@$(PY) tests/soak/soak_resume.py --kills 20
 
 reproduce-mini: setup
-	@$(PY) tools/reproduce_mini.py
+	@$(PY) projects/miniature/run.py
 
 docs-check: setup-test
 	@$(PY) tools/docs_check.py --run

@@ -1,22 +1,43 @@
 # Copyright (c) mmpsvit contributors.
 """Runs make_cluttered_digits.py on small settings, and reads what it writes."""
 
+import contextlib
+import importlib
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from PIL import Image
 
-TOOL = Path(__file__).parents[2] / 'tools/dataset_converters/make_cluttered_digits.py'
+FOLDER = Path(__file__).parents[2] / 'tools' / 'dataset_converters'
 SMALL = ('--size', '64', '--num-train', '30', '--num-val', '20')
 
 
 def run(out, *args):
-    return subprocess.run(
-        [sys.executable, TOOL, out, *SMALL, *args], capture_output=True, text=True
-    )
+    """Run the tool in this process, which has imported what it needs."""
+    with mock.patch.object(sys, 'path', [str(FOLDER), *sys.path]):
+        tool = importlib.import_module('make_cluttered_digits')
+    argv = ['make_cluttered_digits.py', str(out), *SMALL, *args]
+    code, stdout, stderr = 0, io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, 'argv', argv),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
+        try:
+            tool.main()
+        except SystemExit as stopped:
+            # As Python does it: a text is the message of code 1.
+            code = stopped.code
+            if isinstance(code, str):
+                print(code, file=sys.stderr)
+                code = 1
+    output = stdout.getvalue(), stderr.getvalue()
+    return subprocess.CompletedProcess(argv, code, *output)
 
 
 def make(out, *args):

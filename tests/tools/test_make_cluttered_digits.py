@@ -65,20 +65,38 @@ def test_image_does_not_depend_on_the_number_of_images(dataset, tmp_path):
 
 def test_interrupted_run_is_continued(dataset, tmp_path):
     out = make(tmp_path / 'out')
-    kept = out / 'train/4/000014.png'
+    kept, cut = out / 'train/4/000014.png', out / 'train/5/000015.png'
     time = kept.stat().st_mtime_ns
     for name in ('0/000000.png', '3/000013.png', 'boxes.json'):
-        path = out / 'train' / name
-        path.with_name(f'.{path.name}.tmp').write_bytes(b'half a file')
-        path.unlink()
+        (out / 'train' / name).unlink()
+    cut.write_bytes(cut.read_bytes()[:100])  # the last that was written
     (out / 'val/7/000017.png').unlink()
     assert read_tree(make(out)) == read_tree(dataset)
     assert kept.stat().st_mtime_ns == time
 
 
+def test_interrupted_repair_is_continued(dataset, tmp_path, digits_tool, monkeypatch):
+    out = make(tmp_path / 'out')
+    image = out / 'train/3/000013.png'
+    image.unlink()
+
+    def draw_half(*args):
+        image.write_bytes(b'half a file')
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(digits_tool, 'draw_scene', draw_half)
+        with pytest.raises(KeyboardInterrupt):
+            make(out)
+    assert read_tree(make(out)) == read_tree(dataset)
+
+
 def test_run_killed_at_its_start_is_continued(dataset, tmp_path):
-    (tmp_path / '.settings.json.tmp').write_text('{"si')
-    assert read_tree(make(tmp_path)) == read_tree(dataset)
+    left = tmp_path / '.settings.0123456789ab.tmp.json'
+    left.write_text('{"si')
+    make(tmp_path)
+    left.unlink()
+    assert read_tree(tmp_path) == read_tree(dataset)
 
 
 def test_broken_boxes_are_written_again(dataset, tmp_path):

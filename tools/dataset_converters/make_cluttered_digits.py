@@ -44,10 +44,8 @@ The same command continues an interrupted run. Examples::
 """
 
 import argparse
-import io
 import json
 import math
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -74,14 +72,13 @@ from PIL import Image
 from tqdm import tqdm
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it.
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file in full or not at all."""
+    # Imported here: it takes seconds, which a finished data set need not wait for.
+    from mmpsvit.guard import write_atomically
 
-    The temporary name is fixed: what a killed run left is reused by the next run.
-    """
-    temporary = path.with_name(f'.{path.name}.tmp')
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(value))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -103,11 +100,11 @@ def claim_folder(out: Path, settings: dict[str, Any]) -> None:
         texts = [f'{k} was {a}, now {b}' for k, (a, b) in values.items() if a != b]
         if texts:
             sys.exit(f'error: {out} has other settings: {"; ".join(texts)}')
-    elif out.is_file() or {p.name for p in out.glob('*')} - {'.settings.json.tmp'}:
+    # A killed run may have left a temporary file.
+    elif out.is_file() or set(out.glob('*')) - set(out.glob('.settings.*.tmp.json')):
         sys.exit(f'error: {out} is not empty and not a data set of this tool')
     else:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / 'settings.json', json.dumps(settings).encode())
+        write_json(out / 'settings.json', settings)
 
 
 def choose_labels(index: int, settings: Settings, rng: Rng) -> list[int]:
@@ -181,10 +178,8 @@ def draw_missing(
         labels = choose_labels(index, settings, rng)
         if name in missing:
             pixels, digits = draw_scene(labels, sources, settings, rng)
-            buffer = io.BytesIO()
             # Noise hardly compresses, so spend little time on it.
-            Image.fromarray(pixels).save(buffer, 'PNG', compress_level=1)
-            write_atomic(folder / name, buffer.getvalue())
+            Image.fromarray(pixels).save(folder / name, compress_level=1)
         else:
             digits, _ = place_digits(labels, sources, settings, rng)
         yield name, digits
@@ -195,20 +190,25 @@ def make_split(folder: Path, count: int, settings: Settings) -> bool:
     names = [f'{index:06d}.png' for index in range(count)]
     if isinstance(settings, CocoSettings):
         path = folder.parent / 'annotations' / f'{folder.name}.json'
-        folders, make_record = [folder, path.parent], coco_record
+        folders, make_record = [folder], coco_record
     else:
         path = folder / 'boxes.json'
         names = [f'{index % NUM_CLASSES}/{name}' for index, name in enumerate(names)]
         folders = [folder / str(label) for label in range(NUM_CLASSES)]
         make_record = class_folder_record
     missing = {name for name in names if not (folder / name).exists()}
-    if not missing and read_json(path).get('settings') == asdict(settings):
-        return False
+    if read_json(path).get('settings') == asdict(settings):
+        if not missing:
+            return False
+    elif there := [name for name in names if name not in missing]:
+        # A killed run may have left half an image, the last that it wrote.
+        missing.add(max(there, key=lambda name: (folder / name).stat().st_mtime_ns))
 
+    path.unlink(missing_ok=True)
     for each in folders:
         each.mkdir(parents=True, exist_ok=True)
     record = make_record(settings, draw_missing(folder, names, missing, settings))
-    write_atomic(path, json.dumps(record).encode())
+    write_json(path, record)
     return True
 
 

@@ -6,14 +6,9 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type='VisionTransformer',
-        arch=dict(
-            embed_dims=_base_.embed_dims,
-            num_layers=_base_.num_layers,
-            num_heads=_base_.num_heads,
-            feedforward_channels=3 * _base_.embed_dims,
-        ),
+        arch=dict(embed_dims=64, num_layers=8, num_heads=2, feedforward_channels=192),
         img_size=_base_.canvas,
-        patch_size=_base_.canvas // _base_.num_points,
+        patch_size=_base_.canvas // 4,  # 4 x 4 patches
         qkv_bias=False,
     ),
 )

@@ -1,1 +1,0 @@
-# Copyright (c) mmpsvit contributors.
