@@ -121,7 +121,11 @@ def make_runner(
     train_cfg = (
         dict(by_epoch=True, max_epochs=EPOCHS, val_interval=1)
         if by_epoch
-        else dict(by_epoch=False, max_iters=ITERATIONS, val_interval=3)
+        else dict(
+            type='mmpsvit.ExactIterBasedTrainLoop',
+            max_iters=ITERATIONS,
+            val_interval=3,
+        )
     )
     loader = dict(batch_size=4, num_workers=num_workers, persistent_workers=False)
     cfg = Config(

@@ -70,9 +70,7 @@ def fault_of(
     folder: Path, kind: str, workers: int, name: str | None = None, **model
 ) -> str | None:
     """Run a training or test that fails; what made it fail."""
-    dataset = Images(
-        data_root=str(folder), pipeline=[LoadImageFromFile(), Picky(name)]
-    )
+    dataset = Images(data_root=str(folder), pipeline=[LoadImageFromFile(), Picky(name)])
     dataset = ConcatDataset([dataset, dataset])
     dataset.metainfo = {}
     endless = kind == 'iterations'

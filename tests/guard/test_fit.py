@@ -24,7 +24,7 @@ class Model(BaseModel):
 
 
 class Vectors:
-    metainfo = {}
+    """Two of them."""
 
     def __len__(self) -> int:
         return 2
@@ -112,7 +112,9 @@ def test_init_cfg_that_fits_nothing(form, make, saved):
     other = nn.ModuleDict(dict(trunk=nn.Linear(3, 3)))
     init_cfg = dict(type='Pretrained', checkpoint=saved(other))
     init_cfg = init_cfg if form is dict else [init_cfg]
-    message = r'no weight of checkpoint .*first\.pth fits Model, whose init_cfg names it'
+    message = (
+        r'no weight of checkpoint .*first\.pth fits Model, whose init_cfg names it'
+    )
     with pytest.raises(CheckpointMisfitError, match=message):
         make(Model(init_cfg=init_cfg)).train()
 
