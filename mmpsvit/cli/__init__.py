@@ -25,12 +25,12 @@ from mmpsvit.guard import (
     DataError,
     DataHook,
     NonFiniteLossError,
-    find_data_fault,
     one_line,
     use_safe_loading,
     write_atomically,
 )
 
+from .diagnosis import find_data_fault
 from .launch import close_distributed, prepare_distributed
 from .remarks import explain_out_type, training_remarks, type_name
 

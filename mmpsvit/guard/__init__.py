@@ -10,7 +10,6 @@ from .checkpoint import (
     use_safe_loading,
 )
 from .data_hook import DataHook, leaf_datasets
-from .diagnosis import find_data_fault
 from .exact_checkpoint_hook import ExactCheckpointHook, adopt_seed
 from .exact_loop import ExactIterBasedTrainLoop
 from .files import AtomicBackend, write_atomically
@@ -33,7 +32,6 @@ __all__ = [
     'NonFiniteLossError',
     'UnsafeCheckpointError',
     'adopt_seed',
-    'find_data_fault',
     'find_misfits',
     'latest_checkpoint',
     'leaf_datasets',

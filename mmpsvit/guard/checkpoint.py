@@ -8,7 +8,7 @@ whenever a checkpoint holds more than it expects. Here such a file is refused.
 import contextlib
 import os
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -65,8 +65,6 @@ def load_checkpoint(
         raise CheckpointError(f'checkpoint {filename} is a folder, not a file')
     if not path.is_file():
         raise MissingCheckpointError(f'checkpoint {filename} does not exist')
-    if path.suffix == '.safetensors':
-        return _load_safetensors(path, map_location)
     return _load(str(filename), path, map_location, allowed)
 
 
@@ -97,17 +95,19 @@ def use_safe_loading() -> None:
     for loader, *prefixes in (
         (load_from_local, ''),
         (load_from_http, 'http://', 'https://'),
-        (load_from_ceph, r'(\S+\:)?s3://', r'(\S+\:)?petrel://'),
+        (load_from_ceph, r'(\S+\:)?s3://', r'(\S+\:)?petrel://', 'pavi://'),
         (load_from_names, 'modelzoo://', 'torchvision://', 'mmcls://'),
         (load_from_names, 'open-mmlab://', 'openmmlab://'),
-        (load_from_pavi, 'pavi://'),
     ):
         CheckpointLoader.register_scheme(prefixes, loader, force=True)
 
 
 def load_from_local(filename: str, map_location: str | None = None) -> dict:
-    """Load a local file, see :func:`load_checkpoint`."""
-    return _as_mmengine_has_it(load_checkpoint(filename, map_location))
+    """Load a local file as MMEngine's hooks expect it: weights under ``state_dict``."""
+    checkpoint = load_checkpoint(filename, map_location)
+    if checkpoint and all(isinstance(v, Tensor) for v in checkpoint.values()):
+        return dict(state_dict=checkpoint)
+    return checkpoint
 
 
 def load_from_http(filename: str, map_location: str | None = None) -> dict:
@@ -126,21 +126,20 @@ def load_from_http(filename: str, map_location: str | None = None) -> dict:
 
 def load_from_ceph(filename: str, map_location: str | None = None) -> dict:
     """Load a file of MMEngine's storage backend 'petrel'."""
-    backend = get_file_backend(filename, backend_args=dict(backend='petrel'))
-    content = BytesIO(backend.get(filename))
-    return _as_mmengine_has_it(_load(filename, content, map_location))
+    with _refusing(filename):
+        backend = get_file_backend(filename, backend_args=dict(backend='petrel'))
+        content = BytesIO(backend.get(filename))
+    return _load(filename, content, map_location)
 
 
 def load_from_names(filename: str, map_location: str | None = None) -> dict:
     """Load weights of torchvision, OpenMMLab or MMClassification by their name."""
     scheme, name = filename.split('://', 1)
     urls = {
-        'modelzoo': mmengine_checkpoint.get_torchvision_models,
-        'torchvision': mmengine_checkpoint.get_torchvision_models,
+        'mmcls': mmengine_checkpoint.get_mmcls_models,
         'open-mmlab': mmengine_checkpoint.get_external_models,
         'openmmlab': mmengine_checkpoint.get_external_models,
-        'mmcls': mmengine_checkpoint.get_mmcls_models,
-    }[scheme]()
+    }.get(scheme, mmengine_checkpoint.get_torchvision_models)()
     name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)
     if name not in urls:
         raise MissingCheckpointError(f'checkpoint {filename}: MMEngine knows no {name}')
@@ -153,45 +152,17 @@ def load_from_names(filename: str, map_location: str | None = None) -> dict:
     return checkpoint
 
 
-def load_from_pavi(filename: str, map_location: str | None = None) -> dict:
-    """Refuse, since MMEngine's loader of this storage may run what is in the file."""
-    raise CheckpointError(f'checkpoint {filename}: download it, then load the file')
-
-
-def _as_mmengine_has_it(checkpoint: dict) -> dict:
-    """Weights under ``state_dict``, where MMEngine's EMAHook looks for them."""
-    values = checkpoint.values()
-    if checkpoint and all(isinstance(value, Tensor) for value in values):
-        return dict(state_dict=checkpoint)
-    return checkpoint
-
-
-def _load_safetensors(path: Path, map_location: str | Callable | None) -> dict:
-    try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise CheckpointError(
-            f'checkpoint {path} needs the package safetensors: pip install safetensors'
-        ) from None
-    with _refusing(str(path)):
-        return load_file(path, device=str(map_location or 'cpu'))
-
-
 def _load(
     filename: str,
     file: str | os.PathLike | BinaryIO,
     map_location: str | None,
     allowed: Sequence[type] = (),
 ) -> dict:
-    """Load a file, and take out of it what MMEngine would run.
-
-    Args:
-        filename (str): How errors call the file.
-        file (str | os.PathLike | BinaryIO): A path or an open file.
-        map_location (str, optional): As in ``torch.load``.
-        allowed (Sequence[type]): As in :func:`load_checkpoint`.
-    """
     with _refusing(filename):
+        if filename.endswith('.safetensors'):
+            from safetensors.torch import load_file
+
+            return load_file(file, str(map_location or 'cpu'))
         checkpoint = load_weights(file, map_location, allowed)
     if not isinstance(checkpoint, dict):
         kind = type(checkpoint).__name__

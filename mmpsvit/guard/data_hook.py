@@ -61,22 +61,23 @@ class DataHook(Hook):
         if self._num_classes is None or not isinstance(data_batch, dict):
             return
         samples = data_batch.get('data_samples')
-        if not isinstance(samples, (list, tuple)):
-            return
+        samples = samples if isinstance(samples, (list, tuple)) else ()
         labels = [_labels_of(sample) for sample in samples]
-        known = [each.flatten() for each in labels if each is not None]
-        if not known:
-            return
-        if not _are_outside(torch.cat(known), self._num_classes).any():
+        # Together, since this comes before each iteration.
+        if not labels or not self._are_outside(torch.cat(labels)):
             return
         for sample, label in zip(samples, labels, strict=True):
-            if label is not None and _are_outside(label, self._num_classes).any():
+            if self._are_outside(label):
                 path = getattr(sample, 'img_path', 'an image')
                 raise DataError(
                     f'{path} has the label {label.tolist()}, the model has '
                     f'{self._num_classes} classes: labels must be 0 to '
                     f'{self._num_classes - 1}'
                 )
+
+    def _are_outside(self, labels: Tensor) -> bool:
+        outside = (labels < 0) | (labels >= self._num_classes)
+        return bool((outside & (labels != _IGNORED)).any())
 
 
 def _num_classes(model: nn.Module) -> int | None:
@@ -93,18 +94,15 @@ def _num_classes(model: nn.Module) -> int | None:
     return None
 
 
-def _labels_of(sample: object) -> Tensor | None:
-    """The class numbers of a sample of MMPretrain or MMDetection."""
+def _labels_of(sample: object) -> Tensor:
+    """The class numbers of a sample of MMPretrain or MMDetection, (n,)."""
     labels = getattr(sample, 'gt_label', None)
     if labels is None:
         labels = getattr(getattr(sample, 'gt_instances', None), 'labels', None)
     # Those of a regression are no class numbers.
-    is_number = isinstance(labels, Tensor) and not labels.is_floating_point()
-    return labels if is_number else None
-
-
-def _are_outside(labels: Tensor, num_classes: int) -> Tensor:
-    return ((labels < 0) | (labels >= num_classes)) & (labels != _IGNORED)
+    if not isinstance(labels, Tensor) or labels.is_floating_point():
+        return torch.empty(0, dtype=torch.int64)
+    return labels.flatten()
 
 
 def _remarks(runner: Runner) -> Iterator[str]:

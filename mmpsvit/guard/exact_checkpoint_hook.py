@@ -195,7 +195,7 @@ class ExactCheckpointHook(CheckpointHook):
             )
         for old in outdated:
             self.keep_ckpt_ids.remove(old)
-            self.file_backend.remove_path(self._path(old))
+            self.file_backend.remove_now(self._path(old))
         if isinstance(runner.train_loop, ExactIterBasedTrainLoop):
             runner.train_loop.restart_workers()
 
@@ -206,16 +206,9 @@ class ExactCheckpointHook(CheckpointHook):
 
 
 def adopt_seed(cfg: Config, checkpoint: str) -> None:
-    """Give a run that resumes the seed of the run that it resumes.
+    """Give a run that resumes the seed of the checkpoint, unless it has one itself.
 
     MMEngine does so too, but when the order of the images is already drawn.
-
-    Args:
-        cfg (Config): Config of the run. Unchanged if it has a seed of its own.
-        checkpoint (str): Local file from which the run resumes.
-
-    Raises:
-        CheckpointError: If the file is damaged or refused.
     """
     if (cfg.get('randomness') or {}).get('seed') is None:
         seed = load_checkpoint(checkpoint, 'cpu').get('meta', {}).get('seed')
@@ -225,9 +218,8 @@ def adopt_seed(cfg: Config, checkpoint: str) -> None:
 class _LateRemoval:
     """A file backend that removes the best checkpoint before only when told to.
 
-    MMEngine would remove it before it writes the better one. And a checkpoint says
-    which one it is: it can be of another training, and what a checkpoint says can come
-    from anybody.
+    MMEngine would remove it before it writes the better one. Which one it is comes from
+    a checkpoint: it may be of another training, or what anybody wrote into it.
     """
 
     def __init__(self, backend, folder: str) -> None:
@@ -244,20 +236,15 @@ class _LateRemoval:
         if is_here and name.startswith('best_'):
             self._outdated.append(path)
 
-    # Checkpoints may be folders.
-    rmtree = remove
+    rmtree = remove  # checkpoints may be folders
 
-    def remove_now(self) -> None:
-        while self._outdated:
-            self.remove_path(self._outdated.pop())
-
-    def remove_path(self, path: str) -> None:
-        if not is_main_process():
-            return
-        if self._backend.isfile(path):
-            self._backend.remove(path)
-        elif self._backend.isdir(path):
-            self._backend.rmtree(path)
+    def remove_now(self, *more: str) -> None:
+        paths, self._outdated = [*self._outdated, *more], []
+        for path in paths if is_main_process() else ():
+            if self._backend.isfile(path):
+                self._backend.remove(path)
+            elif self._backend.isdir(path):
+                self._backend.rmtree(path)
 
 
 def _differences(runner: Runner, checkpoint: dict) -> Iterator[str]:
@@ -329,13 +316,9 @@ def _other_schedules(runner: Runner, checkpoint: dict) -> Iterator[str]:
 def _is_validation_due(runner: Runner) -> bool:
     """Whether the training loop would validate now, before it trains on."""
     loop = runner.train_loop
+    done, last = loop.epoch, loop.max_epochs
     if isinstance(loop, IterBasedTrainLoop):
         done, last = loop.iter, loop.max_iters
-    else:
-        done, last = loop.epoch, loop.max_epochs
     loop._decide_current_val_interval()
-    return (
-        runner.val_loop is not None
-        and done >= loop.val_begin
-        and (done % loop.val_interval == 0 or done == last)
-    )
+    is_turn = done % loop.val_interval == 0 or done == last
+    return runner.val_loop is not None and done >= loop.val_begin and is_turn

@@ -65,16 +65,12 @@ class FiniteLossHook(Hook):
         if self.every_n_train_iters(runner, self.interval):
             self._check(runner)
 
-    def after_train_epoch(self, runner: Runner) -> None:
-        """Read the losses of an epoch, before its checkpoint is written."""
-        self._check(runner)
-
     def before_val(self, runner: Runner) -> None:
         """Do not validate what is lost."""
         self._check(runner)
 
-    def after_train(self, runner: Runner) -> None:
-        """Read the last losses."""
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Read the losses of an epoch, or of all, before a checkpoint is written."""
         self._check(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -88,20 +84,17 @@ class FiniteLossHook(Hook):
         if is_model_wrapper(model):
             model = model.module
         # Some buffers hold infinity on purpose.
-        buffers = set(map(_plain_name, dict(model.named_buffers())))
+        wrapper = '_fsdp_wrapped_module.'
+        buffers = {name.replace(wrapper, '') for name, _ in model.named_buffers()}
         # With EMAHook, the average and the weights themselves, one under each key.
-        lost = [
-            plain
-            for key in ('state_dict', 'ema_state_dict')
-            for name, value in checkpoint.get(key, {}).items()
-            if (plain := name.removeprefix('module.')) not in buffers
-            and not _is_finite(value)
-        ]
-        if lost:
-            raise NonFiniteLossError(
-                f'after iteration {checkpoint["meta"]["iter"]} weights are not finite '
-                f'({len(lost)}, the first is {lost[0]}); {self._last(runner)}'
-            )
+        for state in (checkpoint.get(k, {}) for k in ('state_dict', 'ema_state_dict')):
+            for name, value in state.items():
+                name = name.removeprefix('module.')
+                if name not in buffers and not _is_finite(value):
+                    raise NonFiniteLossError(
+                        f'after iteration {checkpoint["meta"]["iter"]} the weight '
+                        f'{name} is not finite; {self._last(runner)}'
+                    )
 
     def _check(self, runner: Runner) -> None:
         """Read what was seen since the last time, in all processes together."""
@@ -124,11 +117,6 @@ class FiniteLossHook(Hook):
         if checkpoint is None:
             return f'there is no checkpoint yet in {runner.work_dir}'
         return f'the last checkpoint, from before it, is {checkpoint}'
-
-
-def _plain_name(name: str) -> str:
-    """A parameter's name in a checkpoint; FSDP puts its wrappers into names."""
-    return name.replace('_fsdp_wrapped_module.', '')
 
 
 def _is_finite(value: object) -> bool:

@@ -30,69 +30,50 @@ def load_weights(
 ) -> object:
     """``torch.load`` of tensors, plain values and what MMEngine's trainings hold.
 
-    Args:
-        file (str | os.PathLike | BinaryIO): A path or an open file.
-        map_location (str, optional): As in ``torch.load``.
-        allowed (Sequence[Allowed]): Other classes and functions that the file may name.
-
     Raises:
-        pickle.UnpicklingError: If the file names anything else.
+        pickle.UnpicklingError: If the file names anything else that is not allowed.
     """
     allowed = [*_mmengine_globals(), *allowed]
-    if Version(torch.__version__) >= Version('2.6'):
-        try:
-            with torch.serialization.safe_globals(allowed):
-                return torch.load(file, map_location=map_location, weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise pickle.UnpicklingError(_reason(error)) from None
-    _refuse_torchscript(file)
-    # Here, `weights_only` cannot be told what else is allowed.
-    restricted = _restricted_pickle(allowed)
-    return torch.load(file, map_location=map_location, pickle_module=restricted)
+    if Version(torch.__version__) < Version('2.6'):
+        # `weights_only` cannot be told what else is allowed.
+        _refuse_torchscript(file)
+        restricted = _restricted_pickle(allowed)
+        return torch.load(file, map_location=map_location, pickle_module=restricted)
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(file, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        # Without PyTorch's advice to load the file in full.
+        found = re.search(r'GLOBAL (\S+)|WeightsUnpickler error: (.+)', str(error))
+        name, reason = found.groups() if found else (None, 'not written by torch.save')
+        reason = f'{name} is not allowed' if name else reason
+        raise pickle.UnpicklingError(reason) from None
 
 
 def _attribute(owner: type, name: str) -> Callable:
     """``getattr``, for what MMEngine's objects name their own functions with."""
-    if owner is HistoryBuffer and not name.startswith('_'):
-        return getattr(owner, name)
-    if owner is OneCycleParamScheduler and name.startswith('_annealing_'):
-        return getattr(owner, name)
-    raise pickle.UnpicklingError(f'an attribute {name} is not allowed')
+    starts = {HistoryBuffer: ('', '_'), OneCycleParamScheduler: ('_annealing_', '__')}
+    start, never = starts.get(owner, ('', ''))
+    if not name.startswith(start) or name.startswith(never):
+        raise pickle.UnpicklingError(f'an attribute {name} is not allowed')
+    return getattr(owner, name)
 
 
 def _mmengine_globals() -> list[Allowed]:
     """What training checkpoints of MMEngine hold besides tensors."""
     is_numpy_2 = Version(np.__version__) >= Version('2')
     multiarray = (np._core if is_numpy_2 else np.core).multiarray
+    harmless = (HistoryBuffer, OneCycleParamScheduler, ConfigDict, slice)
+    paths = (pathlib.PosixPath, pathlib.WindowsPath)
     scalars = {type(np.dtype(code)) for code in '?bBhHiIlLqQefdUS'}
-    return [
-        HistoryBuffer,
-        OneCycleParamScheduler,
-        ConfigDict,
-        (_attribute, 'builtins.getattr'),
-        slice,
-        pathlib.PosixPath,
-        pathlib.WindowsPath,
-        _codecs.encode,
-        np.ndarray,
-        np.dtype,
-        *scalars,
-        # under the names that NumPy 1 and NumPy 2 write into their files
-        *(
-            (getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
-            for core in ('core', '_core')
-            for name in ('_reconstruct', 'scalar')
-        ),
-    ]
-
-
-def _reason(error: pickle.UnpicklingError) -> str:
-    """What PyTorch refuses, without its advice to load the file in full."""
-    text = str(error)
-    if name := re.search(r'GLOBAL (\S+)', text):
-        return f'{name[1]} is not allowed'
-    reason = re.search(r'WeightsUnpickler error: (.+)', text)
-    return reason[1] if reason else 'it is not what torch.save writes'
+    # under the names that NumPy 1 and NumPy 2 write into their files
+    functions = (
+        (getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
+        for core in ('core', '_core')
+        for name in ('_reconstruct', 'scalar')
+    )
+    arrays = (np.ndarray, np.dtype, _codecs.encode, *scalars, *functions)
+    return [*harmless, *paths, *arrays, (_attribute, 'builtins.getattr')]
 
 
 def _restricted_pickle(allowed: Sequence[Allowed]) -> SimpleNamespace:
@@ -113,26 +94,22 @@ def _restricted_pickle(allowed: Sequence[Allowed]) -> SimpleNamespace:
         dispatch = pickle._Unpickler.dispatch.copy()
 
         def load_build(self) -> None:
-            if callable(self.stack[-2]):
-                raise pickle.UnpicklingError(
-                    f'the state of {self.stack[-2]!r} is not allowed'
-                )
+            if callable(owner := self.stack[-2]):
+                raise pickle.UnpicklingError(f'the state of {owner!r} is not allowed')
             super().load_build()
 
         dispatch[pickle.BUILD[0]] = load_build
 
         def find_class(self, module: str, name: str):
             # Names of Python 2, which torch.save still writes.
-            module, name = _compat_pickle.NAME_MAPPING.get(
-                (module, name), (module, name)
-            )
+            names = _compat_pickle.NAME_MAPPING
+            module, name = names.get((module, name), (module, name))
             module = _compat_pickle.IMPORT_MAPPING.get(module, module)
             try:
                 return known[f'{module}.{name}']
             except KeyError:
-                raise pickle.UnpicklingError(
-                    f'{module}.{name} is not allowed'
-                ) from None
+                reason = f'{module}.{name} is not allowed'
+                raise pickle.UnpicklingError(reason) from None
 
     def load(file: BinaryIO, **kwargs):
         return Unpickler(file, **kwargs).load()

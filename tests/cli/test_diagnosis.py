@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
-from mmpsvit.guard import find_data_fault
+from mmpsvit.cli.diagnosis import find_data_fault
 
 
 class Images(BaseDataset):

@@ -12,7 +12,7 @@ from mmengine.dataset import InfiniteSampler
 from mmengine.runner import BaseLoop, IterBasedTrainLoop
 from torch.utils.data import BatchSampler, DataLoader
 
-from .images import DataError, LoadImage, one_line
+from mmpsvit.guard import DataError, LoadImage, one_line
 
 
 def find_data_fault(error: BaseException) -> str | None:
