@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model import BaseModule, BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ def raise_misfits(name: str, misfits: list[str]) -> None:
 
 
 def refuse_foreign_weights(
-    module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_
+    module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_, name: str = ''
 ) -> None:
     """Stop where a module is about to be loaded from weights of which it has none.
 
@@ -84,21 +84,19 @@ def refuse_foreign_weights(
         module (nn.Module): The module.
         state (Mapping[str, Tensor]): The state dict.
         prefix (str): Prefix of the module's keys.
+        name (str): The checkpoint, for the message.
 
     Raises:
         CheckpointMisfitError: If there are weights under the prefix, and none of them
             has the name and shape of one of the module's parameters.
     """
-    given = [key for key in state if key.startswith(prefix)]
-    own = {prefix + name: tuple(p.shape) for name, p in module.named_parameters()}
-    if given and not any(
-        key in own and tuple(state[key].shape) == own[key] for key in given
-    ):
-        some, mine = ', '.join(given[:3]), ', '.join([*own][:3])
+    given = {k: tuple(v.shape) for k, v in state.items() if k.startswith(prefix)}
+    own = {prefix + key: tuple(p.shape) for key, p in module.named_parameters()}
+    if given and not given.items() & own.items():
         raise CheckpointMisfitError(
-            f'no weight of the checkpoint fits {type(module).__name__}: the checkpoint '
-            f'has {some}, ..., the module has {mine}, ... . Is it a checkpoint of '
-            'another network, or does it need a prefix?'
+            f'no weight of the checkpoint {name} fits {type(module).__name__}: it has '
+            f'{", ".join([*given][:3])}, ..., wanted are {", ".join([*own][:3])}, ... '
+            '. Is it of another network, or does it need a prefix?'
         )
 
 
@@ -172,10 +170,11 @@ class CheckpointFitHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Hold the model, which is initialised by now, against its ``init_cfg``."""
         for module in _unwrap(runner.model).modules():
-            cfgs = getattr(module, 'init_cfg', None) or []
-            for cfg in [cfgs] if isinstance(cfgs, dict) else cfgs:
-                if isinstance(cfg, dict) and _is_pretrained(cfg):
-                    _check_pretrained(module, cfg['checkpoint'], cfg.get('prefix'))
+            # Other modules may convert what they load.
+            if getattr(type(module), 'init_weights', None) is BaseModule.init_weights:
+                cfgs = module.init_cfg or []
+                for cfg in [cfgs] if isinstance(cfgs, dict) else cfgs:
+                    _check_pretrained(module, cfg)
 
     def before_test(self, runner: Runner) -> None:
         """Do not test initial weights."""
@@ -194,26 +193,19 @@ def _unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def _is_pretrained(cfg: dict) -> bool:
-    kind = cfg.get('type')
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    return name.split('.')[-1] in ('Pretrained', 'PretrainedInit')
-
-
-def _check_pretrained(module: nn.Module, checkpoint: str, prefix: str | None) -> None:
-    """Raise an error if a checkpoint has no weight of a module."""
-    state = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', logger='silent')
-    state = without_wrapper(state.get('state_dict', state))
+def _check_pretrained(module: nn.Module, cfg: dict) -> None:
+    """Stop if ``init_cfg`` is a checkpoint without any weight of the module."""
+    kind = cfg['type'] if isinstance(cfg['type'], str) else cfg['type'].__name__
+    if kind.split('.')[-1] not in ('Pretrained', 'PretrainedInit'):
+        return
+    name, prefix = cfg['checkpoint'], cfg.get('prefix')
+    checkpoint = CheckpointLoader.load_checkpoint(name, 'cpu', 'silent')
+    state = without_wrapper(checkpoint.get('state_dict', checkpoint))
+    # As MMEngine does, with or without the dot at the end.
     start = f'{prefix.removesuffix(".")}.' if prefix else ''
-    shapes = {
-        key[len(start) :]: value.shape
+    weights = {
+        key[len(start) :]: value
         for key, value in state.items()
         if key.startswith(start) and isinstance(value, Tensor)
     }
-    own = {key: value.shape for key, value in module.state_dict().items()}
-    if own and not own.items() & shapes.items():
-        raise CheckpointMisfitError(
-            f'no weight of checkpoint {checkpoint} fits {type(module).__name__}, whose '
-            f'init_cfg names it (prefix {prefix!r}): it has {[*state][:3]}, wanted '
-            f'are {[*own][:3]}'
-        )
+    refuse_foreign_weights(module, weights, '', name=name)

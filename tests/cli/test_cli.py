@@ -1,0 +1,140 @@
+# Copyright (c) mmpsvit contributors.
+"""What users get to read: mistakes in one line, remarks only where they are sure."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from mmpsvit.cli import (
+    RunError,
+    add_common_arguments,
+    load_config,
+    one_line_errors,
+    training_remarks,
+)
+
+MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Load a config with arguments of the command line."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'mine.py').write_text(
+        'width = 3\nmodel = dict(width=width)\nval_evaluator = [dict(type="Accuracy")]\n'
+        'train_cfg = dict(max_iters=4)\n'
+    )
+
+    def run(*arguments: str) -> Config:
+        parser = argparse.ArgumentParser(prog='tool.py')
+        parser.add_argument('config')
+        add_common_arguments(parser)
+        return load_config(parser, parser.parse_args(['mine.py', *arguments]))
+
+    return run
+
+
+def test_options_are_applied(load):
+    cfg = load('--cfg-options', 'train_cfg.max_iters=2', 'val_evaluator.0.topk=(1,2)')
+    assert cfg.train_cfg.max_iters == 2
+    assert cfg.val_evaluator[0].topk == (1, 2)
+    assert cfg.work_dir == str(Path('work_dirs') / 'mine')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--cfg-options', 'train_cfg'], 'expected key=value, got train_cfg'),
+        (
+            ['--cfg-options', 'val_evaluator.3.topk=1'],
+            'argument --cfg-options: they do',
+        ),
+        (['--cfg-options', 'val_evaluator.x.y=1'], 'argument --cfg-options: they do'),
+        (['--cfg-options', 'train_cfg.max_iters.a=1'], 'argument --cfg-options: they'),
+        (['--work-dir', 'mine.py'], 'argument --work-dir: mine.py is a file'),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, load, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        load(*arguments)
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err.split('tool.py: error: ')[1]
+    assert message in line
+    assert line.count('\n') == 1
+
+
+def test_options_that_nothing_reads_are_told(load, capfd):
+    load('--cfg-options', 'train_cfg.max_iters=2', 'randomness.seed=1', 'compile=True')
+    assert 'WARNING' not in ''.join(capfd.readouterr())
+    load('--cfg-options', 'width=4', 'max_iters=2')
+    told = ''.join(capfd.readouterr())
+    assert 'MMEngine reads no width at the top of a config' in told
+    assert 'MMEngine reads no max_iters at the top of a config' in told
+
+
+class Detector(nn.Module):
+    """A neck that wants a list."""
+
+    def forward(self, features) -> None:
+        assert isinstance(features, list)
+
+
+def test_failure_is_one_line_and_its_traceback_a_file(tmp_path):
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    with pytest.raises(RunError) as caught, one_line_errors(cfg):
+        raise ValueError('first\nsecond')
+    file = tmp_path / 'traceback_of_rank_0.txt'
+    assert str(caught.value) == f'ValueError: first second (traceback: {file})'
+    assert "raise ValueError('first\\nsecond')" in file.read_text()
+
+
+@pytest.mark.parametrize('scope', ['mmpsvit.', ''])
+def test_wrong_out_type_is_explained_after_the_failure(scope, tmp_path):
+    backbone = dict(type=f'{scope}PSViT')
+    cfg = Config(dict(work_dir=str(tmp_path), model=dict(backbone=backbone)))
+    cfg.model.neck = dict(type='FPN', in_channels=[384] * 4)
+    with pytest.raises(RunError, match="out_type is 'cls_token': .*set 'featmap'"):
+        with one_line_errors(cfg):
+            Detector()(torch.ones(1))
+    # Not where something else failed, nor where the type is right.
+    with pytest.raises(RunError) as caught, one_line_errors(cfg):
+        raise ValueError
+    assert 'out_type' not in str(caught.value)
+    cfg.model.backbone.out_type = 'featmap'
+    with pytest.raises(RunError) as caught, one_line_errors(cfg):
+        Detector()(torch.ones(1))
+    assert 'out_type' not in str(caught.value)
+
+
+def detector(mean: list, std: list, **changes) -> Config:
+    backbone = dict(type='mmpsvit.PSViT', init_cfg=dict(type='Pretrained')) | changes
+    return Config(
+        dict(
+            model=dict(
+                type='RetinaNet',
+                backbone=backbone,
+                data_preprocessor=dict(mean=mean, std=std),
+            )
+        )
+    )
+
+
+def test_remarks_on_detectors():
+    assert [*training_remarks(detector(MEAN, STD))] == []
+    assert [*training_remarks(detector(tuple(MEAN), tuple(STD)))] == []
+    assert [*training_remarks(detector([127.5], [127.5]))] == []
+    (remark,) = training_remarks(detector(MEAN[::-1], [1.0] * 3))
+    assert 'normalised in BGR' in remark
+    (remark,) = training_remarks(detector(MEAN, STD, init_cfg=None))
+    assert 'starts from scratch' in remark
+    assert [*training_remarks(detector(MEAN, STD, type='ResNet', init_cfg=None))] == []
+
+
+def test_classifiers_are_trained_as_they_are():
+    cfg = detector(MEAN[::-1], [1.0] * 3, init_cfg=None)
+    cfg.model.head = dict(type='LinearClsHead')
+    assert [*training_remarks(cfg)] == []
