@@ -25,7 +25,9 @@ def load(tmp_path, monkeypatch):
     """Load a config with arguments of the command line."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'mine.py').write_text(
-        'width = 3\nmodel = dict(width=width)\nval_evaluator = [dict(type="Accuracy")]\n'
+        'width = 3\n'
+        'model = dict(width=width)\n'
+        'val_evaluator = [dict(type="Accuracy")]\n'
         'train_cfg = dict(max_iters=4)\n'
     )
 
@@ -51,10 +53,13 @@ def test_options_are_applied(load):
         (['--cfg-options', 'train_cfg'], 'expected key=value, got train_cfg'),
         (
             ['--cfg-options', 'val_evaluator.3.topk=1'],
-            'argument --cfg-options: they do',
+            '--cfg-options: they do not fit',
         ),
-        (['--cfg-options', 'val_evaluator.x.y=1'], 'argument --cfg-options: they do'),
-        (['--cfg-options', 'train_cfg.max_iters.a=1'], 'argument --cfg-options: they'),
+        (['--cfg-options', 'val_evaluator.x.y=1'], '--cfg-options: they do not fit'),
+        (
+            ['--cfg-options', 'train_cfg.max_iters.a=1'],
+            '--cfg-options: they do not fit',
+        ),
         (['--work-dir', 'mine.py'], 'argument --work-dir: mine.py is a file'),
     ],
 )
@@ -97,9 +102,9 @@ def test_wrong_out_type_is_explained_after_the_failure(scope, tmp_path):
     backbone = dict(type=f'{scope}PSViT')
     cfg = Config(dict(work_dir=str(tmp_path), model=dict(backbone=backbone)))
     cfg.model.neck = dict(type='FPN', in_channels=[384] * 4)
-    with pytest.raises(RunError, match="out_type is 'cls_token': .*set 'featmap'"):
-        with one_line_errors(cfg):
-            Detector()(torch.ones(1))
+    with pytest.raises(RunError) as caught, one_line_errors(cfg):
+        Detector()(torch.ones(1))
+    assert "out_type is 'cls_token': if the next part takes maps" in str(caught.value)
     # Not where something else failed, nor where the type is right.
     with pytest.raises(RunError) as caught, one_line_errors(cfg):
         raise ValueError
