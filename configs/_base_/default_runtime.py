@@ -1,7 +1,4 @@
-# MMPretrain's defaults, with checkpoints from which a killed training goes on exactly.
-_base_ = 'mmpretrain::_base_/default_runtime.py'
+# MMPretrain's defaults, and the hooks that keep a training safe.
+_base_ = ['mmpretrain::_base_/default_runtime.py', './guard.py']
 
-default_hooks = dict(
-    checkpoint=dict(type='mmpsvit.ExactCheckpointHook'),
-    finite_loss=dict(type='mmpsvit.FiniteLossHook'),
-)
+default_hooks = _base_.pop('guard_hooks')

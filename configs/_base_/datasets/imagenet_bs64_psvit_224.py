@@ -4,8 +4,6 @@ _base_ = 'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py'
 
 data_preprocessor = dict(_scope_='mmpretrain', type='ClsDataPreprocessor')
 
-bgr_mean = [103.53, 116.28, 123.675]
-
 # The paper names random resized crops and RandAugment; their settings are the
 # official code's, which picks one of the two interpolations per image.
 # `_scope_` lets a config take this list over that inherits it as `mmpsvit::...`.
@@ -37,7 +35,7 @@ train_pipeline = [
         total_level=10,
         magnitude_level=9,
         magnitude_std=0.5,
-        hparams=dict(pad_val=[round(x) for x in bgr_mean], interpolation='bicubic'),
+        hparams=dict(pad_val=[round(x) for x in _base_.bgr_mean], interpolation='bicubic'),
     ),
     dict(_scope_='mmpretrain', type='PackInputs'),
 ]
