@@ -84,7 +84,9 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
 )
 val_evaluator = dict(
-    type='CocoMetric', ann_file='data/cluttered_coco/annotations/val.json', metric='bbox'
+    type='CocoMetric',
+    ann_file='data/cluttered_coco/annotations/val.json',
+    metric='bbox',
 )
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

@@ -1,5 +1,8 @@
 # UPerNet with PS-ViT-B/14. Nobody has trained it on ADE20K.
-_base_ = ['mmseg::upernet/upernet_r50_4xb4-160k_ade20k-512x512.py', '../_base_/dense.py']
+_base_ = [
+    'mmseg::upernet/upernet_r50_4xb4-160k_ade20k-512x512.py',
+    '../_base_/dense.py',
+]
 
 model = dict(
     # The base's own key, for weights of its ResNet.

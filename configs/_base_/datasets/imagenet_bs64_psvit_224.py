@@ -35,7 +35,9 @@ train_pipeline = [
         total_level=10,
         magnitude_level=9,
         magnitude_std=0.5,
-        hparams=dict(pad_val=[round(x) for x in _base_.bgr_mean], interpolation='bicubic'),
+        hparams=dict(
+            pad_val=[round(x) for x in _base_.bgr_mean], interpolation='bicubic'
+        ),
     ),
     dict(_scope_='mmpretrain', type='PackInputs'),
 ]
