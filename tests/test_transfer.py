@@ -1,6 +1,7 @@
 # Copyright (c) mmpsvit contributors.
 """Fine-tuning on tiny data sets in the real on-disk formats, end to end."""
 
+import copy
 import pickle
 from pathlib import Path
 
@@ -116,10 +117,12 @@ def test_fine_tuning(data, tiny, tmp_path):
     """From a classifier of 1000 classes: all but the head comes from it."""
     cfg = tiny(data)
     init_default_scope(cfg.default_scope)
-    head = dict(cfg.model.head, num_classes=1000)
-    preprocessor = dict(cfg.data_preprocessor, num_classes=1000)
+    # A copy, because MMPretrain's mixup changes the list of odds that it is given.
+    classifier = copy.deepcopy(cfg.model)
+    classifier.head.num_classes = 1000
+    classifier.data_preprocessor = dict(cfg.data_preprocessor, num_classes=1000)
     torch.manual_seed(0)
-    model = MODELS.build(dict(cfg.model, head=head, data_preprocessor=preprocessor))
+    model = MODELS.build(classifier)
     model.init_weights()
     weights = model.state_dict()
     cfg.load_from = str(tmp_path / 'imagenet.pth')
