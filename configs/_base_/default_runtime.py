@@ -1,9 +1,4 @@
-# MMPretrain's defaults, with what keeps a training safe.
-_base_ = 'mmpretrain::_base_/default_runtime.py'
+# MMPretrain's defaults, and the hooks that keep a training safe.
+_base_ = ['mmpretrain::_base_/default_runtime.py', './guard.py']
 
-default_hooks = dict(
-    checkpoint=dict(type='mmpsvit.ExactCheckpointHook'),
-    checkpoint_fit=dict(type='mmpsvit.CheckpointFitHook'),
-    data=dict(type='mmpsvit.DataHook'),
-    finite_loss=dict(type='mmpsvit.FiniteLossHook'),
-)
+default_hooks = _base_.pop('guard_hooks')

@@ -2,70 +2,64 @@
 #   python tools/dataset_converters/make_cluttered_digits.py data/cluttered_digits
 _base_ = '../_base_/default_runtime.py'
 
-data_root = 'data/cluttered_digits'
-num_classes = 10
-batch_size = 64
-max_iters = 800
-lr = 5e-4
-embed_dims = 96
-num_points = 6  # points per side
-
 model = dict(
     _scope_='mmpretrain',
     type='ImageClassifier',
     backbone=dict(
         type='mmpsvit.PSViT',
         arch=dict(
-            embed_dims=embed_dims,
+            embed_dims=96,
             num_layers=6,
             num_heads=3,
-            feedforward_channels=3 * embed_dims,
+            feedforward_channels=288,
             stem_base_channels=32,
-            stem_channels=(embed_dims, embed_dims),
+            stem_channels=(96, 96),
         ),
         sampler=dict(
-            type='mmpsvit.ProgressiveSampling', num_iters=4, num_points=num_points
+            type='mmpsvit.ProgressiveSampling',
+            num_iters=4,
+            num_points=6,  # points per side
         ),
     ),
     head=dict(
         type='mmpsvit.PSViTClsHead',
-        num_classes=num_classes,
-        in_channels=embed_dims,
+        num_classes=10,
+        in_channels=96,
         loss=dict(type='CrossEntropyLoss'),
     ),
 )
 data_preprocessor = dict(
     _scope_='mmpretrain',
     type='ClsDataPreprocessor',
-    num_classes=num_classes,
+    num_classes=10,
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
     to_rgb=True,
 )
 
 pipeline = [
-    dict(_scope_='mmpretrain', type='LoadImageFromFile'),
+    dict(_scope_='mmpsvit', type='LoadImageFromFile'),  # names a file that is damaged
     dict(_scope_='mmpretrain', type='PackInputs'),
 ]
 train_dataloader = dict(
-    batch_size=batch_size,
+    batch_size=64,
     num_workers=1,
     dataset=dict(
         _scope_='mmpretrain',
         type='CustomDataset',
-        data_root=data_root,
+        data_root='data/cluttered_digits',
         data_prefix='train',
         pipeline=pipeline,
     ),
     sampler=dict(_scope_='mmpretrain', type='InfiniteSampler', shuffle=True),
 )
 val_dataloader = dict(
-    batch_size=batch_size,
+    batch_size=64,
     num_workers=1,
     dataset=dict(
         _scope_='mmpretrain',
         type='CustomDataset',
-        data_root=data_root,
+        data_root='data/cluttered_digits',
         data_prefix='val',
         pipeline=pipeline,
     ),
@@ -76,7 +70,7 @@ test_dataloader = val_dataloader
 test_evaluator = val_evaluator
 
 optim_wrapper = dict(
-    optimizer=dict(_scope_='mmpretrain', type='AdamW', lr=lr, weight_decay=0.05),
+    optimizer=dict(_scope_='mmpretrain', type='AdamW', lr=5e-4, weight_decay=0.05),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,
@@ -89,15 +83,12 @@ param_scheduler = [
     dict(
         _scope_='mmpretrain', type='LinearLR', start_factor=0.01, by_epoch=False, end=50
     ),
-    dict(
-        _scope_='mmpretrain',
-        type='CosineAnnealingLR',
-        by_epoch=False,
-        T_max=max_iters,
-        end=max_iters,
-    ),
+    # Without an `end`, MMEngine takes that of the training.
+    dict(_scope_='mmpretrain', type='CosineAnnealingLR', by_epoch=False),
 ]
-train_cfg = dict(by_epoch=False, max_iters=max_iters, val_interval=200)
+train_cfg = dict(
+    type='mmpsvit.ExactIterBasedTrainLoop', max_iters=800, val_interval=200
+)
 val_cfg = dict()
 test_cfg = dict()
 randomness = dict(seed=0)

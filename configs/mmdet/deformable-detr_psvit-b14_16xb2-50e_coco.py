@@ -1,38 +1,14 @@
 # Deformable DETR with PS-ViT-B/14. Nobody has trained it on COCO.
-_base_ = 'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py'
-
-pretrained = None  # a classifier checkpoint of ../psvit/b14.py
+_base_ = [
+    'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+    '../_base_/dense.py',
+]
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmpsvit.PSViT',
-        arch='base',
-        sampler=dict(type='mmpsvit.ProgressiveSampling', point_stride=16),
-        out_type='featmap',
-        out_strides=(8, 16, 32),
-        drop_path_rate=0.1,
-        init_cfg=pretrained
-        and dict(type='Pretrained', checkpoint=pretrained, prefix='backbone.'),
-    ),
+    backbone=dict(_base_.pop('psvit_b14'), out_strides=(8, 16, 32)),
     neck=dict(in_channels=[384] * 3),
 )
-
-optim_wrapper = dict(
-    _delete_=True,
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-4, weight_decay=0.05),
-    constructor='mmpsvit.LayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(
-        layer_decay_rate=0.8,
-        norm_decay_mult=0.0,
-        bias_decay_mult=0.0,
-        custom_keys={'.cls_token': dict(decay_mult=0.0)},
-    ),
-    clip_grad=dict(max_norm=0.1, norm_type=2),
-)
-
-default_hooks = dict(
-    checkpoint=dict(type='mmpsvit.ExactCheckpointHook'),
-    finite_loss=dict(type='mmpsvit.FiniteLossHook'),
-)
+optim_wrapper = _base_.pop('layer_decay')
+optim_wrapper.optimizer.lr = 2e-4
+optim_wrapper.clip_grad = dict(max_norm=0.1, norm_type=2)
+default_hooks = _base_.pop('guard_hooks')

@@ -2,10 +2,6 @@
 # networks; the values here are the ones with which the official code reproduced that.
 _base_ = './b14.py'
 
-lr = 1e-3  # for a total batch of 512
-weight_decay = 0.03
-warmup_epochs = 5
-
 model = dict(
     backbone=dict(arch='tiny', drop_rate=0.0),
     head=dict(in_channels=192),
@@ -33,8 +29,8 @@ train_pipeline = [
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 
-optim_wrapper = dict(optimizer=dict(lr=lr, weight_decay=weight_decay))
+optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.03))
 param_scheduler = [
-    dict(_base_.param_scheduler[0], start_factor=1e-6 / lr, end=warmup_epochs),
+    dict(_base_.param_scheduler[0], start_factor=1e-3, end=5),
     _base_.param_scheduler[1],
 ]

@@ -7,12 +7,13 @@ import traceback
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 
-from mmcv.transforms import BaseTransform, LoadImageFromFile
+from mmcv import transforms
+from mmcv.transforms import BaseTransform
 from mmengine.dataset import InfiniteSampler
 from mmengine.runner import BaseLoop, IterBasedTrainLoop
 from torch.utils.data import BatchSampler, DataLoader
 
-from mmpsvit.guard import DataError, LoadImage, one_line
+from mmpsvit.guard import DataError, LoadImageFromFile, one_line
 
 
 def find_data_fault(error: BaseException) -> str | None:
@@ -58,14 +59,14 @@ def _fault_of_transform(frames: list[FrameType], error: BaseException) -> str | 
         paths = [sample['img_path'] for sample in samples if 'img_path' in sample]
         if not paths:
             continue
-        if isinstance(step, LoadImageFromFile):
+        if isinstance(step, transforms.LoadImageFromFile):
             settings = {
                 name: getattr(step, name)
-                for name in inspect.signature(LoadImage).parameters
+                for name in inspect.signature(LoadImageFromFile).parameters
                 if hasattr(step, name)
             }
             try:
-                LoadImage(**settings).transform(dict(img_path=paths[0]))
+                LoadImageFromFile(**settings).transform(dict(img_path=paths[0]))
             except DataError as fault:
                 return str(fault)
         return f'image {paths[0]}: {type(step).__name__} failed ({one_line(error)})'

@@ -15,7 +15,7 @@ from .exact_loop import ExactIterBasedTrainLoop
 from .files import AtomicBackend, write_atomically
 from .finite_loss_hook import FiniteLossHook, NonFiniteLossError
 from .fit import CheckpointFitHook, CheckpointMisfitError, find_misfits
-from .images import DataError, LoadImage, one_line
+from .images import DataError, LoadImageFromFile, one_line
 
 __all__ = [
     'AtomicBackend',
@@ -27,7 +27,7 @@ __all__ = [
     'ExactCheckpointHook',
     'ExactIterBasedTrainLoop',
     'FiniteLossHook',
-    'LoadImage',
+    'LoadImageFromFile',
     'MissingCheckpointError',
     'NonFiniteLossError',
     'UnsafeCheckpointError',

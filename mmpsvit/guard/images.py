@@ -3,7 +3,7 @@
 
 import mmcv
 import numpy as np
-from mmcv.transforms import LoadImageFromFile
+from mmcv import transforms
 from mmengine import fileio
 
 from mmpsvit.registry import TRANSFORMS
@@ -26,7 +26,7 @@ class DataError(RuntimeError):
 
 
 @TRANSFORMS.register_module()
-class LoadImage(LoadImageFromFile):
+class LoadImageFromFile(transforms.LoadImageFromFile):
     """MMCV's ``LoadImageFromFile``, which names the file that it cannot read.
 
     Every such file is an error, also with ``ignore_empty``, with which MMEngine would

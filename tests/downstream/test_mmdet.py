@@ -1,6 +1,8 @@
 # Copyright (c) mmpsvit contributors.
 """Detectors of MMDetection on a PS-ViT backbone."""
 
+import re
+import textwrap
 from pathlib import Path
 
 import mmdet
@@ -47,15 +49,15 @@ def test_detector_takes_a_training_step(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_only_backbone_and_channels_are_swapped(name):
     """What the shipped config changes in the model of MMDetection's config."""
-    text = (CONFIGS / f'{name}.py').read_text()
-    base = next(
-        line.split("'")[1] for line in text.split('\n') if line.startswith('_base_')
-    )
-    if base.startswith('./'):
+    base = re.search(r"'mmdet::(.*)'", (CONFIGS / f'{name}.py').read_text())
+    if base is None:
         pytest.skip('inherits another of these configs')
     stock_configs = Path(mmdet.__file__).parent / '.mim' / 'configs'
-    stock = Config.fromfile(stock_configs / base.removeprefix('mmdet::')).model
-    ours = load(name).model
+    whole = Config.fromfile(stock_configs / base[1])
+    cfg = load(name)
+    # No name stays that nothing reads.
+    assert set(cfg) == set(whole)
+    stock, ours = whole.model, cfg.model
     changed = {key for key in ours if ours[key] != stock.get(key)} - {'_scope_'}
     allowed = {'backbone', 'neck'} | (
         {'data_preprocessor'} if 'fcos' in name else set()
@@ -98,20 +100,36 @@ def test_layer_decay_needs_depths():
         build_optim_wrapper(model, cfg.optim_wrapper)
 
 
-def test_pretrained_knob(tmp_path):
-    """Set to a classifier checkpoint, the backbone starts from its weights."""
-    source = CONFIGS / 'retinanet_psvit-ti14_fpn_1x_coco.py'
-    classifier = Config.fromfile(CONFIGS.parent / 'psvit' / 'ti14.py')
-    init_default_scope(classifier.default_scope)
+@pytest.fixture(scope='module')
+def classifier(tmp_path_factory):
+    """The state dict of a classifier of Ti/14, and its checkpoint."""
+    cfg = Config.fromfile(CONFIGS.parent / 'psvit' / 'ti14.py')
+    init_default_scope(cfg.default_scope)
     torch.manual_seed(1)
-    state = MODELS.build(classifier.model).state_dict()
-    torch.save(dict(state_dict=state), tmp_path / 'ti14.pth')
-    text = source.read_text().replace(
-        'pretrained = None', f'pretrained = {str(tmp_path / "ti14.pth")!r}'
-    )
-    text = text.replace("'./", f"'{CONFIGS}/")
-    (tmp_path / 'mine.py').write_text(text)
-    cfg = Config.fromfile(tmp_path / 'mine.py')
+    state = MODELS.build(
+        dict(cfg.model, data_preprocessor=cfg.data_preprocessor)
+    ).state_dict()
+    path = tmp_path_factory.mktemp('classifier') / 'b14.pth'
+    torch.save(dict(state_dict=state), path)
+    return state, path
+
+
+@pytest.mark.parametrize('way', ['child', 'command line'])
+def test_documented_pretrained_weights(way, classifier, tmp_path, monkeypatch):
+    """As docs/detection.md shows, a backbone starts from a classifier's weights."""
+    state, path = classifier
+    monkeypatch.chdir(path.parent)
+    page = (CONFIGS.parents[1] / 'docs' / 'detection.md').read_text()
+    config = CONFIGS / 'retinanet_psvit-ti14_fpn_1x_coco.py'
+    if way == 'child':
+        (text,) = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+        child = tmp_path / 'child.py'
+        child.write_text(f'_base_ = {str(config)!r}\n{textwrap.dedent(text)}')
+        cfg = Config.fromfile(child)
+    else:
+        cfg = Config.fromfile(config)
+        options = re.findall(r'(model\.backbone\.init_cfg\.\w+)=(\S+)', page)
+        cfg.merge_from_dict(dict(options))
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model)
     model.init_weights()

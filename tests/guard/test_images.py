@@ -13,7 +13,7 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mmpsvit.guard import DataError, LoadImage
+from mmpsvit.guard import DataError, LoadImageFromFile
 from mmpsvit.guard.images import is_cut_jpeg
 
 
@@ -33,7 +33,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def load(path: Path, **options) -> dict:
-    return LoadImage(**options)(dict(img_path=str(path)))
+    return LoadImageFromFile(**options)(dict(img_path=str(path)))
 
 
 def turned() -> Image.Exif:
@@ -176,7 +176,7 @@ class Files(BaseDataset):
 def test_error_of_a_data_worker_is_one_line(num_workers, tmp_path):
     path = tmp_path / 'DataError: odd  name.jpg'
     path.write_bytes(b'')
-    dataset = Files(ann_file=str(path), pipeline=[LoadImage(ignore_empty=True)])
+    dataset = Files(ann_file=str(path), pipeline=[LoadImageFromFile(ignore_empty=True)])
     with pytest.raises(DataError) as caught:
         next(iter(DataLoader(dataset, num_workers=num_workers)))
     assert str(caught.value) == f'image {path} is empty (0 bytes)'

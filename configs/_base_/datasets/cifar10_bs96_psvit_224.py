@@ -2,10 +2,7 @@
 # image files to read, and no colours to swap.
 _base_ = './imagenet_bs64_psvit_224.py'
 
-num_classes = 10
-data_root = 'data/cifar10'
-
-data_preprocessor = dict(num_classes=num_classes, to_rgb=False)
+data_preprocessor = dict(num_classes=10, to_rgb=False)
 
 train_pipeline = [
     *_base_.train_pipeline[1:-2],
@@ -23,7 +20,7 @@ train_dataloader = dict(
         _delete_=True,
         _scope_='mmpretrain',
         type='CIFAR10',
-        data_root=data_root,
+        data_root='data/cifar10',
         split='train',
         pipeline=train_pipeline,
     ),
@@ -33,7 +30,7 @@ val_dataloader = dict(
         _delete_=True,
         _scope_='mmpretrain',
         type='CIFAR10',
-        data_root=data_root,
+        data_root='data/cifar10',
         split='test',
         pipeline=test_pipeline,
     ),

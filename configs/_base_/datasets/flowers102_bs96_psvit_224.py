@@ -1,10 +1,7 @@
 # Oxford 102 Flowers at 224 px, 8 GPUs of 96.
 _base_ = './imagenet_bs64_psvit_224.py'
 
-num_classes = 102
-data_root = 'data/flowers102'
-
-data_preprocessor = dict(num_classes=num_classes)
+data_preprocessor = dict(num_classes=102)
 
 train_dataloader = dict(
     batch_size=96,
@@ -12,7 +9,7 @@ train_dataloader = dict(
         _delete_=True,
         _scope_='mmpretrain',
         type='Flowers102',
-        data_root=data_root,
+        data_root='data/flowers102',
         split='trainval',
         pipeline=_base_.train_pipeline,
     ),
@@ -22,7 +19,7 @@ val_dataloader = dict(
         _delete_=True,
         _scope_='mmpretrain',
         type='Flowers102',
-        data_root=data_root,
+        data_root='data/flowers102',
         split='test',
         pipeline=_base_.test_pipeline,
     ),

@@ -4,13 +4,11 @@ _base_ = 'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py'
 
 data_preprocessor = dict(_scope_='mmpretrain', type='ClsDataPreprocessor')
 
-bgr_mean = [103.53, 116.28, 123.675]
-
 # The paper names random resized crops and RandAugment; their settings are the
 # official code's, which picks one of the two interpolations per image.
 # `_scope_` lets a config take this list over that inherits it as `mmpsvit::...`.
 train_pipeline = [
-    dict(_scope_='mmpretrain', type='LoadImageFromFile'),
+    dict(_scope_='mmpsvit', type='LoadImageFromFile'),  # names a file that is damaged
     dict(
         _scope_='mmpretrain',
         type='RandomChoice',
@@ -37,10 +35,16 @@ train_pipeline = [
         total_level=10,
         magnitude_level=9,
         magnitude_std=0.5,
-        hparams=dict(pad_val=[round(x) for x in bgr_mean], interpolation='bicubic'),
+        hparams=dict(
+            pad_val=[round(x) for x in _base_.bgr_mean], interpolation='bicubic'
+        ),
     ),
     dict(_scope_='mmpretrain', type='PackInputs'),
 ]
 
 # 8 GPUs of 64 make the paper's batch of 512.
 train_dataloader = dict(batch_size=64, dataset=dict(pipeline=train_pipeline))
+
+test_pipeline = [train_pipeline[0], *_base_.test_pipeline[1:]]
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))

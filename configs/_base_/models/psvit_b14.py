@@ -1,9 +1,6 @@
 # PS-ViT-B/14. With `_scope_`, types without a prefix are MMPretrain's, also in a config
 # that inherits this file as `mmpsvit::...` or has another default scope.
 
-num_points = 14  # points per side: "/14" is not a patch size
-num_iters = 4  # sampling iterations N; the encoder has the rest of the 14 layers
-
 model = dict(
     _scope_='mmpretrain',
     type='ImageClassifier',
@@ -12,8 +9,8 @@ model = dict(
         arch='base',
         sampler=dict(
             type='mmpsvit.ProgressiveSampling',
-            num_iters=num_iters,
-            num_points=num_points,
+            num_iters=4,  # N; the encoder has the rest of the 14 layers
+            num_points=14,  # points per side: "/14" is not a patch size
         ),
         # The paper gives neither rate; these are the official code's for B.
         drop_rate=0.1,

@@ -3,25 +3,24 @@
 # biases is inherited.
 _base_ = 'mmpretrain::_base_/schedules/imagenet_bs1024_adamw_swin.py'
 
-max_epochs = 300
-lr = 5e-4  # for a total batch of 512
-weight_decay = 0.05  # the paper gives none; the official code's for B
-warmup_epochs = 3  # likewise
-
 optim_wrapper = dict(
-    optimizer=dict(lr=lr, weight_decay=weight_decay),
+    optimizer=dict(
+        lr=5e-4,  # for a total batch of 512
+        weight_decay=0.05,  # the paper gives none; the official code's for B
+    ),
     paramwise_cfg=dict(custom_keys={'.cls_token': dict(decay_mult=0.0)}),
 )
 
 # One cosine over all epochs, whose first epochs the warm-up replaces. Schedulers
-# multiply, which takes less than 0.1% off the warm-up.
+# multiply, which takes less than 0.1% off the warm-up. Without an `end`, MMEngine takes
+# the length of the training.
 param_scheduler = [
     dict(
         _scope_='mmpretrain',
         type='LinearLR',
-        start_factor=1e-6 / lr,
+        start_factor=2e-3,  # from 1e-6, as the official code
         by_epoch=True,
-        end=warmup_epochs,
+        end=3,  # epochs, likewise
         convert_to_iter_based=True,
     ),
     dict(
@@ -29,13 +28,10 @@ param_scheduler = [
         type='mmpsvit.CosineFactorLR',
         eta_min=1e-5,
         by_epoch=True,
-        begin=0,
-        end=max_epochs,
-        T_max=max_epochs,
         convert_to_iter_based=True,
     ),
 ]
 
-train_cfg = dict(max_epochs=max_epochs)
+train_cfg = dict(max_epochs=300)
 
 auto_scale_lr = dict(base_batch_size=512)

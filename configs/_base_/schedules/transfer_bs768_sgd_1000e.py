@@ -4,23 +4,19 @@
 # practice and no more. The warm-up is the ImageNet recipe's.
 _base_ = './imagenet_bs512_adamw_300e.py'
 
-max_epochs = 1000
-lr = 0.01  # for a total batch of 768
-weight_decay = 1e-4
-
 optim_wrapper = dict(
     optimizer=dict(
         _delete_=True,
         _scope_='mmpretrain',
         type='SGD',
-        lr=lr,
+        lr=0.01,  # for a total batch of 768
         momentum=0.9,
-        weight_decay=weight_decay,
+        weight_decay=1e-4,
     ),
 )
 param_scheduler = [
-    dict(_base_.param_scheduler[0], start_factor=1e-6 / lr),
-    dict(_base_.param_scheduler[1], end=max_epochs, T_max=max_epochs),
+    dict(_base_.param_scheduler[0], start_factor=1e-4),
+    _base_.param_scheduler[1],
 ]
-train_cfg = dict(max_epochs=max_epochs)
+train_cfg = dict(max_epochs=1000)
 auto_scale_lr = dict(base_batch_size=768)

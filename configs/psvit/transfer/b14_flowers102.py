@@ -8,16 +8,10 @@ _base_ = [
     '../../_base_/default_runtime.py',
 ]
 
-max_epochs = 1000
 load_from = None  # a checkpoint of ../b14.py; its head of 1000 classes is left out
 
 model = dict(
     backbone=dict(drop_path_rate=0.0),
-    head=dict(num_classes=_base_.num_classes),
+    head=dict(num_classes=_base_.data_preprocessor.num_classes),
 )
-train_cfg = dict(max_epochs=max_epochs)
-param_scheduler = [
-    _base_.param_scheduler[0],
-    dict(_base_.param_scheduler[1], end=max_epochs, T_max=max_epochs),
-]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='auto'))

@@ -1,7 +1,6 @@
 # PS-ViT-Ti/14, fine-tuned on CIFAR-100 from an ImageNet classifier.
 _base_ = './b14_cifar100.py'
 
-max_epochs = 1000
 load_from = None  # a checkpoint of ../ti14.py; its head of 1000 classes is left out
 
 # Dropout and mixup as for ImageNet, where they differ from B's; no random erasing.
@@ -15,8 +14,3 @@ model = dict(
         ],
     ),
 )
-train_cfg = dict(max_epochs=max_epochs)
-param_scheduler = [
-    _base_.param_scheduler[0],
-    dict(_base_.param_scheduler[1], end=max_epochs, T_max=max_epochs),
-]

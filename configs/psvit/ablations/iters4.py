@@ -1,3 +1,0 @@
-# Number of iterations (the paper's Table 6): N = 4, encoder layers Nv = 10.
-_base_ = '../b14.py'
-model = dict(backbone=dict(sampler=dict(num_iters=4)))
