@@ -1,0 +1,196 @@
+# Copyright (c) mmpsvit contributors.
+"""The package as it is installed from its source distribution; training by MIM."""
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from importlib.metadata import PathDistribution
+from importlib.util import find_spec
+from pathlib import Path
+
+import mmcv
+import pytest
+
+import mmpsvit
+
+# Of a checkout; what a build leaves behind would hide what is missing.
+IGNORED = ('.*', '__pycache__', 'data', 'work_dirs', 'build', 'dist', '*.egg-info')
+
+
+def run(*args, cwd: Path, site: Path | None = None) -> str:
+    """Run Python with what is installed in ``site``; what it prints."""
+    env = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', *map(str, args)],
+        cwd=cwd,
+        env={**env, **({'PYTHONPATH': str(site)} if site else {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def sdist(root, tmp_path_factory) -> Path:
+    """The source distribution, by the hook that `python -m build` calls."""
+    source = tmp_path_factory.mktemp('sdist') / 'source'
+    shutil.copytree(root, source, ignore=shutil.ignore_patterns(*IGNORED))
+    code = 'from setuptools.build_meta import build_sdist; build_sdist("../dist")'
+    run('-c', code, cwd=source)
+    (archive,) = (source.parent / 'dist').iterdir()
+    return archive
+
+
+@pytest.fixture(scope='module')
+def site(sdist) -> Path:
+    """A folder with the wheel that is built from the source distribution.
+
+    On PYTHONPATH it comes before the checkout, if that is installed.
+    """
+    folder = sdist.parent / 'site'
+    options = ('--no-deps', '--no-index', '--no-build-isolation', '--target', folder)
+    run('-m', 'pip', 'install', '--quiet', *options, sdist, cwd=sdist.parent)
+    return folder
+
+
+def test_all_configs_are_shipped(root, sdist, site):
+    """And nothing beside the package, and no requirement of either family."""
+    configs = {
+        path.relative_to(root).as_posix()
+        for pattern in ('*.py', '*.yml')
+        for path in (root / 'configs').rglob(pattern)
+    }
+    assert sdist.name == f'mmpsvit-{mmpsvit.__version__}.tar.gz'
+    with tarfile.open(sdist) as archive:
+        in_sdist = {name.partition('/')[2] for name in archive.getnames()}
+    assert len(configs) > 30
+    assert configs <= in_sdist
+    assert not [name for name in in_sdist if name.startswith('mmpsvit/.mim')]
+    for name in ('model-index.yml', *configs):
+        assert (site / 'mmpsvit' / '.mim' / name).is_file()
+    metadata = f'mmpsvit-{mmpsvit.__version__}.dist-info'
+    assert {path.name for path in site.iterdir()} == {'mmpsvit', metadata}
+    required = PathDistribution(site / metadata).requires
+    plain = [line for line in required if 'extra ==' not in line]
+    assert plain and not any('mm' in line for line in plain)
+
+
+def test_registry_and_inheritance(site, tmp_path):
+    """Types are found from any scope, unasked; configs inherit `mmpsvit::...`."""
+    (tmp_path / 'mine.py').write_text(
+        """_base_ = 'mmpsvit::psvit/ti14.py'
+default_scope = 'mmpretrain'
+work_dir = 'work'
+model = dict(head=dict(num_classes=7))
+train_dataloader = val_dataloader = test_dataloader = None
+train_cfg = val_cfg = test_cfg = val_evaluator = test_evaluator = None
+optim_wrapper = param_scheduler = None
+"""
+    )
+    code = """
+import sys
+import mmpretrain.registry
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
+assert 'mmpsvit' not in sys.modules
+for scope in ('mmpretrain', 'mmengine'):
+    with DefaultScope.overwrite_default_scope(scope):
+        model = MODELS.build(dict(type='mmpsvit.PSViT', arch='tiny'))
+    print('FOUND', type(model).__name__, type(model.sampler).__name__)
+print('FOUND', sys.modules['mmpsvit'].__file__)
+model = Runner.from_cfg(Config.fromfile('mine.py')).model
+backbone, classes = type(model.backbone).__name__, model.head.num_classes
+print('FOUND', type(model).__name__, backbone, classes)
+"""
+    output = run('-c', code, cwd=tmp_path, site=site)
+    *built, file, model = re.findall('FOUND (.*)', output)
+    assert built == ['PSViT ProgressiveSampling'] * 2
+    assert Path(file) == site / 'mmpsvit' / '__init__.py'
+    assert model == 'ImageClassifier PSViT 7'
+    # Every type is found in the scope that its config names.
+    assert 'Failed to search registry' not in output
+
+
+def test_model_index_and_inferencer(site, tmp_path):
+    """MMPretrain finds all models by name, and infers by name or config alike."""
+    code = """
+import sys
+import mmpsvit
+import numpy as np
+import torch
+from mmpretrain import ImageClassificationInferencer, ModelHub, get_model, list_models
+ModelHub.register_model_index(sys.argv[1] + '/model-index.yml', sys.argv[1])
+for name in list_models('psvit*'):
+    print('LISTED', name, ModelHub.get(name).config.model.backbone.type)
+name, config = 'psvit-ti14_8xb64_in1k', sys.argv[1] + '/configs/psvit/ti14.py'
+torch.manual_seed(0)
+model = get_model(name)
+model.init_weights()
+classes = [f'class {i}' for i in range(1000)]
+meta = dict(dataset_meta=dict(classes=classes))
+torch.save(dict(meta=meta, state_dict=model.state_dict()), 'weights.pth')
+image = np.random.default_rng(0).integers(0, 255, (240, 320, 3), dtype=np.uint8)
+for model in (name, config):
+    infer = ImageClassificationInferencer(model, pretrained='weights.pth', device='cpu')
+    (result,) = infer(image)
+    print('RESULT', result['pred_label'], result['pred_class'], result['pred_score'])
+"""
+    mim = site / 'mmpsvit' / '.mim'
+    output = run('-c', code, mim, cwd=tmp_path, site=site)
+    listed = (mim / 'configs' / 'psvit' / 'metafile.yml').read_text()
+    assert re.findall('BUILT (.*)', output) == re.findall(
+        r' - Name: (psvit-.*)', listed
+    )
+    by_name, by_config = re.findall(r'RESULT (\d+) class (\d+) ([\d.]+)', output)
+    assert by_name == by_config
+    label, name, score = by_name
+    assert name == label
+    # An untrained classifier of 1000 classes is sure of nothing.
+    assert 0 < float(score) < 0.1
+
+
+def test_train_script_of_mim(site, root, image_folder, tmp_path):
+    """What `mim train mmpretrain CONFIG` runs; it does not import mmpsvit."""
+    script = Path(find_spec('mmpretrain').origin).parent / '.mim' / 'tools' / 'train.py'
+    folder = image_folder('images', ['circle', 'square', 'star'], per_class=2)
+    options = [
+        'model.head.num_classes=3',
+        'data_preprocessor.num_classes=3',
+        'train_dataloader.batch_size=3',
+        'train_cfg.max_iters=2',
+        'train_cfg.val_interval=2',
+        'default_hooks.checkpoint.interval=2',
+        *(f'{x}_dataloader.dataset.data_root={folder}' for x in ('train', 'val')),
+        *(f'{x}_dataloader.num_workers=0' for x in ('train', 'val')),
+        *(f'{x}_dataloader.persistent_workers=False' for x in ('train', 'val')),
+    ]
+    config = root / 'configs' / 'cluttered_digits' / 'psvit.py'
+    command = (script, config, '--launcher', 'none', '--work-dir', 'work')
+    output = run(*command, '--cfg-options', *options, cwd=tmp_path, site=site)
+    assert 'accuracy/top1' in output
+    assert (tmp_path / 'work' / 'iter_2.pth').exists()
+
+
+@pytest.mark.parametrize('name', ['torch', 'mmengine', 'mmcv', 'mmpretrain'])
+def test_missing_requirement(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    message = rf'^mmpsvit needs {name} >= .*pip install onedl-mmengine'
+    with pytest.raises(ImportError, match=message):
+        importlib.reload(mmpsvit)
+
+
+def test_old_requirement(monkeypatch):
+    monkeypatch.setattr(mmcv, '__version__', '1.7.2')
+    with pytest.raises(
+        ImportError, match=r'mmpsvit needs mmcv >= 2\.1\.0, got 1\.7\.2'
+    ):
+        importlib.reload(mmpsvit)
