@@ -11,15 +11,11 @@ Python must compile, and a config among it must build its model.
 import ast
 import os
 import re
-import runpy
 import shlex
 import subprocess
 import sys
-from contextlib import redirect_stdout, suppress
 from functools import cache
-from io import StringIO
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import yaml
@@ -98,19 +94,12 @@ def check_python(example: Example) -> str | None:
 
 @cache
 def options_of(script: str) -> set[str]:
-    """The options that a tool names with --help, or a shell script in its text."""
-    # The launchers hand their options on.
+    """The options in the sources of a tool and of what tools share."""
+    # The launchers hand theirs on.
     path = ROOT / re.sub(r'(?:dist|slurm)_(train|test)\.sh', r'\1.py', script)
-    if path.suffix != '.py':
-        return set(re.findall(r'--[\w-]+', path.read_text()))
-    with (
-        patch('sys.argv', [str(path), '--help']),
-        patch('sys.path', [str(path.parent), *sys.path]),
-        redirect_stdout(StringIO()) as said,
-        suppress(SystemExit),
-    ):
-        runpy.run_path(str(path), run_name='__main__')
-    return set(re.findall(r'--[\w-]+', said.getvalue()))
+    shared = (*ROOT.glob('mmpsvit/cli/*.py'), *path.parent.glob('common.py'))
+    text = ''.join(file.read_text() for file in (path, *shared))
+    return set(re.findall(r'--[\w-]+', text))
 
 
 def check_commands(example: Example) -> str | None:
