@@ -25,7 +25,7 @@ help:
 	@echo 'make lint    check style'
 	@echo 'make soak    kill trainings 20 times, and compare what comes out'
 	@echo "make reproduce-mini   the paper's experiments on generated data"
-	@echo 'make docs-check   run the examples of the docs, and check their commands'
+	@echo 'make docs-check   check all pages, and run the walk-through'
 	@echo 'make clean   remove the environment, the data and the results of the demo'
 
 setup: $(VENV)/.ready
@@ -84,7 +84,7 @@ reproduce-mini: setup
 	@$(PY) projects/miniature/run.py
 
 docs-check: setup-test
-	@$(PY) tools/docs_check.py --run
+	@$(PY) -m pytest -m '' tests/test_docs.py
 
 lint: setup-test
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

@@ -86,6 +86,7 @@ setup(
             'scikit-learn',
             'scipy',
             'selenium',
+            'sybil',
             'tensorboard',
         ],
     },

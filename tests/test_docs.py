@@ -1,198 +1,207 @@
 # Copyright (c) mmpsvit contributors.
-"""Documentation and project files say what is so."""
+"""The pages: examples run, commands could run, links lead somewhere.
 
-import importlib
+Sybil reads the code blocks. The line that opens one says what happens to it:
+``shell run`` and ``python run`` are run, in a scratch folder with a checkout in it;
+``python file=NAME`` becomes a file of that folder. Commands in other blocks may want
+8 GPUs or ImageNet: their scripts, options, configs, targets and pins must exist. Other
+Python must compile, and a config among it must build its model.
+"""
+
+import ast
+import os
 import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
 
 import pytest
 import yaml
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from packaging.version import Version
+from sybil import Example, Sybil
+from sybil.evaluators.python import PythonEvaluator
+from sybil.example import SybilFailure
+from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
 from mmpsvit import __version__
 
-PAGE = """# A page
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in ('.', '.github', 'configs', 'demo', 'docs', 'projects')
+    for path in (ROOT / folder).glob('*.md' if folder == '.' else '**/*.md')
+)
+WALKTHROUGH = 'docs/finetune.md'
+LEXER = FencedCodeBlockLexer('(?:python|shell)(?: .+)?')
 
-```shell
-python tools/do.py FILE --fast    # a comment
-make all
-```
 
-```python
-print('hello')
-```
+def parse(document):
+    """The code blocks of a page, each with what happens to it."""
+    for region in LEXER(document):
+        language, _, mark = region.lexemes['language'].partition(' ')
+        evaluators = {
+            ('shell', ''): check_commands,
+            ('shell', 'run'): run_shell,
+            ('python', ''): check_python,
+            ('python', 'run'): PythonEvaluator(),
+        }
+        if mark.startswith('file='):
+            evaluators['python', mark] = write_file
+        evaluator = evaluators[language, mark]
+        region.parsed, region.evaluator = region.lexemes['source'], evaluator
+        yield region
 
-[itself](#a-page), [far away](https://example.org/x), [licence](LICENSE)
-"""
-TABLE = """
-- commands: [python tools/do.py *]
-  tests: ['tests/test_do.py::test_fast']
-- commands: [make all]
-  not_run: hours
-"""
+
+def write_file(example: Example) -> None:
+    name = example.region.lexemes['language'].partition('file=')[2]
+    Path(name).write_text(example.parsed)
+    check_python(example)
+
+
+def run_shell(example: Example) -> str | None:
+    """Run a block as a script; what it printed, if it failed."""
+    path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+    done = subprocess.run(
+        ['bash', '-euo', 'pipefail', '-c', example.parsed],
+        env={**os.environ, 'PATH': path, 'PYTHONWARNINGS': 'ignore'},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.stdout[-3000:] if done.returncode else None
+
+
+def check_python(example: Example) -> str | None:
+    """It compiles, what it imports of mmpsvit is there, and a config builds a model."""
+    imports = [
+        node
+        for node in ast.parse(example.parsed).body
+        if isinstance(node, ast.ImportFrom) and node.module.startswith('mmpsvit')
+    ]
+    exec(compile(ast.Module(imports, []), example.path, 'exec'), {})
+    if '_base_ = ' not in example.parsed:
+        return
+    Path('page.py').write_text(example.parsed)
+    cfg = Config.fromfile('page.py')
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        MODELS.build(cfg.model)
+
+
+@cache
+def options_of(script: str) -> set[str]:
+    """The options in the sources of a tool and of what tools share."""
+    # The launchers hand theirs on.
+    path = ROOT / re.sub(r'(?:dist|slurm)_(train|test)\.sh', r'\1.py', script)
+    shared = (*ROOT.glob('mmpsvit/cli/*.py'), *path.parent.glob('common.py'))
+    text = ''.join(file.read_text() for file in (path, *shared))
+    return set(re.findall(r'--[\w-]+', text))
+
+
+def check_commands(example: Example) -> str | None:
+    """What is wrong with the first bad command of a block."""
+    pins = (ROOT / 'constraints.txt').read_text().split()
+    for line in example.parsed.replace('\\\n', ' ').split('\n'):
+        script = None
+        words = shlex.split(line, comments=True)
+        for word in words:
+            option = word.split('=')[0]
+            if re.match(r'(tools|demo|projects|configs|tests)/', word):
+                if not any(ROOT.glob(word)):
+                    return f'{word} does not exist'
+                if re.match(r'(tools|demo|projects)/.*\.(py|sh)$', word):
+                    script = word
+            elif (
+                option.startswith('--') and script and option not in options_of(script)
+            ):
+                return f'{script} has no option {option}'
+            elif re.match(r'[\w-]+==', word) and word not in pins:
+                return f'{word} is not in constraints.txt'
+        if words[:1] == ['make']:
+            dry_run = ['make', '--dry-run', '--silent', *words[1:]]
+            done = subprocess.run(dry_run, cwd=ROOT, capture_output=True, text=True)
+            if done.returncode:
+                return done.stderr
+
+
+SYBIL = Sybil([parse])
 
 
 @pytest.fixture
-def docs_check(root, monkeypatch):
-    monkeypatch.syspath_prepend(str(root / 'tools'))
-    return importlib.import_module('docs_check')
-
-
-@pytest.fixture
-def project(tmp_path):
-    """A small project without mistakes."""
-    files = {
-        'README.md': PAGE,
-        'LICENSE': 'free',
-        'Makefile': 'all:\n\ttrue\n',
-        'docs/commands.yml': TABLE,
-        'tests/test_do.py': 'def test_fast():\n    pass\n',
-        'tools/do.py': (
-            'import argparse\n'
-            'parser = argparse.ArgumentParser()\n'
-            "parser.add_argument('--fast')\n"
-            'parser.parse_args()\n'
-        ),
-    }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
+def checkout(tmp_path, monkeypatch) -> Path:
+    """A scratch folder that looks like a checkout without data and results."""
+    for path in ROOT.iterdir():
+        if path.name not in ('data', 'work_dirs') and not path.name.startswith('.'):
+            (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_this_repository(run_tool):
-    """No unknown command, test, option, config, target or link in any page."""
-    assert run_tool('tools/docs_check.py').endswith('docs_check.py: no mistakes\n')
+@pytest.mark.parametrize('page', [page for page in PAGES if page != WALKTHROUGH])
+def test_code_blocks(page, checkout):
+    for example in SYBIL.parse(ROOT / page).examples():
+        example.evaluate()
 
 
-def test_examples_are_run(docs_check, root):
-    """The pages whose examples `make docs-check` runs still mark them."""
-    marks = {
-        page: [block.mark for block in docs_check.blocks_of(root / page, root)]
-        for page in ('docs/finetune.md', 'docs/how_sampling_works.md')
-    }
-    assert marks['docs/finetune.md'].count('run') >= 4
-    assert 'run' in marks['docs/how_sampling_works.md']
+@pytest.mark.walkthrough
+def test_walkthrough(checkout):
+    test_code_blocks(WALKTHROUGH, checkout)
+    assert Path('work_dirs/digits/points.png').exists()
 
 
-def test_no_mistakes(docs_check, project):
-    assert docs_check.find_mistakes(project) == []
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    text = re.sub(r'^ *```.*?^ *```$', '', page.read_text(), flags=re.M | re.S)
+    headings = re.findall(r'^#+ +(.+)$', text, re.M)
+    return {re.sub(r'[^\w\- ]', '', h).lower().replace(' ', '-') for h in headings}
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links(page):
+    """Relative ones, to files and to headings."""
+    broken = []
+    for link in re.findall(r'\]\(([^)\s]+)\)', (ROOT / page).read_text()):
+        path, _, anchor = link.partition('#')
+        target = (ROOT / page).parent / path if path else ROOT / page
+        if re.match(r'[a-z]+:', link):
+            continue
+        if not target.exists() or (anchor and anchor not in anchors_of(target)):
+            broken.append(link)
+    assert broken == []
 
 
 @pytest.mark.parametrize(
-    ('name', 'old', 'new', 'mistake'),
+    ('language', 'text', 'mistake'),
     [
-        ('README.md', '--fast', '--slow', 'README.md:3: tools/do.py has no option --s'),
-        ('README.md', 'tools/do.py', 'tools/no.py', 'tools/no.py does not exist'),
-        ('README.md', 'make all', 'make none', 'the Makefile has no target none'),
-        ('README.md', 'make all', 'rm -r x', "'rm -r x' is not run by this check and"),
-        ('README.md', 'FILE', 'configs/x.py', 'configs/x.py does not exist'),
-        (
-            'README.md',
-            '```shell',
-            '```shell runs',
-            'mark is run or file=NAME, got runs',
-        ),
-        ('README.md', "print('", "print(('", 'README.md:8: not Python'),
-        ('README.md', '(LICENSE)', '(LICENCE)', 'README.md: LICENCE does not exist'),
-        ('README.md', '#a-page', '#b-page', '#b-page names no heading of README.md'),
-        ('docs/commands.yml', 'fast', 'slow', 'no test tests/test_do.py::test_slow'),
-        ('docs/commands.yml', 'all]', 'all, ls]', "no page has a command 'ls'"),
-        ('docs/commands.yml', 'not_run', 'notrun', "unknown keys ['notrun']"),
+        ('shell', 'python tools/train.py CONFIG --fast', 'no option --fast'),
+        ('shell', 'tools/dist_test.sh CONFIG \\\n  --slow', 'no option --slow'),
+        ('shell', 'python tools/no.py', 'tools/no.py does not exist'),
+        ('shell', 'make none', "No rule to make target 'none'"),
+        ('shell', 'pip install torch==0.1', 'torch==0.1 is not in constraints.txt'),
+        ('shell', 'python tools/train.py configs/x.py', 'configs/x.py does not'),
+        ('shell run', 'echo said; false\ntrue', 'said'),
+        ('python', 'print(', 'never closed'),
+        ('python', 'from mmpsvit import nothing', 'cannot import name'),
+        ('python', "_base_ = 'mmpsvit::psvit/no.py'", 'no.py'),
+        ('shell runs', 'true', 'runs'),
     ],
 )
-def test_mistakes_are_found(docs_check, project, name, old, new, mistake):
-    text = (project / name).read_text()
-    assert old in text
-    (project / name).write_text(text.replace(old, new))
-    assert any(mistake in line for line in docs_check.find_mistakes(project))
+def test_mistakes_are_found(language, text, mistake, checkout):
+    Path('page.md').write_text(f'```{language}\n{text}\n```\n')
+    errors = (SybilFailure, SyntaxError, ImportError, OSError, KeyError)
+    with pytest.raises(errors, match=re.escape(mistake)):
+        next(SYBIL.parse(Path('page.md')).examples()).evaluate()
 
 
-def test_examples_run_in_order(docs_check, project, capsys):
-    page = project / 'README.md'
-    page.write_text(
-        '```python file=add.py\nprint(1 + 1)\n```\n'
-        '```shell run\npython add.py >sum.txt\n```\n'
-        "```python run\nassert open('sum.txt').read() == '2\\n'\n```\n"
-    )
-    docs_check.run_page(page, project)
-    assert [line.split(' ')[0] for line in capsys.readouterr().out.splitlines()] == [
-        'README.md:4',
-        'README.md:7',
-    ]
-    # In a folder of its own.
-    assert not (project / 'sum.txt').exists()
-    page.write_text('```shell run\nfalse\ntrue\n```\n')
-    with pytest.raises(docs_check.subprocess.CalledProcessError):
-        docs_check.run_page(page, project)
-
-
-def pins_of(path) -> dict[str, str]:
-    """Distributions and versions of a file of constraints."""
-    return dict(re.findall(r'^([\w-]+)==(\S+)$', path.read_text(), re.M))
-
-
-def test_tested_versions_are_those_of_the_constraints(root):
-    """README's table, a column per file."""
-    section = (root / 'README.md').read_text().split('## Tested with')[1].split('##')[0]
-    rows = [row.split('|')[2:4] for row in section.split('\n') if row.startswith('| ')]
-    for cells, file in zip(
-        zip(*rows, strict=True),
-        ['constraints.txt', 'constraints-openmmlab.txt'],
-        strict=True,
-    ):
-        found = re.findall(r'\b([a-z][\w-]+) (\d+\.\d+\.\d+)\b', ' '.join(cells))
-        assert len(found) == 8
-        pinned = pins_of(root / file)
-        assert [(name, v) for name, v in found if pinned[name] != v] == []
-
-
-def test_versions_are_those_of_the_constraints(root):
-    pinned = pins_of(root / 'constraints.txt')
-    found = []
-    for path in [root / 'README.md', *root.glob('docs/*.md')]:
-        found += re.findall(r'\b([a-z][\w-]+)==(\d[\w.]*)', path.read_text())
-    assert {'torch', 'torchvision', 'onedl-mmcv', 'onedl-mmpretrain'} <= {
-        name for name, _ in found
-    }
-    assert [(name, v) for name, v in found if pinned.get(name) != v] == []
-
-
-def test_one_version_everywhere(root):
+def test_one_version_everywhere():
     """MAJOR.MINOR.PATCH in all files; changelog and citation name the next release."""
     version = Version(__version__)
-    assert re.fullmatch(r'\d+\.\d+\.\d+', version.base_version)
-    changes = (root / 'CHANGELOG.md').read_text()
+    changes = (ROOT / 'CHANGELOG.md').read_text()
     assert re.search(r'^## \[([\d.]+)\]', changes, re.M)[1] == version.base_version
-    citation = yaml.safe_load((root / 'CITATION.cff').read_text())
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
     assert citation['version'] == version.base_version
-    if not version.is_prerelease:
-        assert 'Unreleased' not in changes
-
-
-def test_citation(root):
-    """The paper, as in the README."""
-    citation = yaml.safe_load((root / 'CITATION.cff').read_text())
-    assert {'cff-version', 'message', 'title', 'authors'} <= set(citation)
-    paper = citation['preferred-citation']
-    bibtex = ' '.join((root / 'README.md').read_text().split())
-    for author in paper['authors']:
-        assert f'{author["family-names"]}, {author["given-names"]}' in bibtex
-    assert paper['title'] in bibtex and f'{{{paper["year"]}}}' in bibtex
-    assert f'{{{paper["start"]}--{paper["end"]}}}' in bibtex
-
-
-def test_hooks_and_workflow(root):
-    hooks = yaml.safe_load((root / '.pre-commit-config.yaml').read_text())['repos']
-    revs = {repo['repo'].split('/')[-1]: repo['rev'] for repo in hooks}
-    constraints = (root / 'constraints-common.txt').read_text().split('\n')
-    assert f'ruff=={revs["ruff-pre-commit"][1:]}' in constraints
-    workflow = yaml.safe_load((root / '.github/workflows/test.yml').read_text())
-    job = workflow['jobs']['test']
-    assert job['strategy']['matrix']['python'] == ['3.10', '3.11', '3.12']
-    runs = [step['run'] for step in job['steps'] if 'run' in step]
-    assert runs[:2] == ['make test PYTHON=python', 'make lint']
-    runs = [step.get('run') for step in workflow['jobs']['test-openmmlab']['steps']]
-    assert 'make test-openmmlab OPENMMLAB_PYTHON=python' in runs
-    for path in (root / '.github' / 'ISSUE_TEMPLATE').glob('*.yml'):
-        form = yaml.safe_load(path.read_text())
-        assert path.name == 'config.yml' or {'name', 'description', 'body'} <= set(form)
+    assert version.is_prerelease == ('Unreleased' in changes)

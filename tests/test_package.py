@@ -1,220 +1,196 @@
 # Copyright (c) mmpsvit contributors.
-"""The installed package: registry, requirements, configs inside the package."""
+"""The package as it is installed from its source distribution; training by MIM."""
 
+import importlib
+import os
 import re
 import shutil
 import subprocess
 import sys
-import zipfile
+import tarfile
+from importlib.metadata import PathDistribution
+from importlib.util import find_spec
+from pathlib import Path
 
+import mmcv
 import pytest
 
+import mmpsvit
 
-def run_python(code: str, cwd) -> subprocess.CompletedProcess:
-    """Run code in a fresh process, away from the repository."""
-    return subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', code],
+# Of a checkout; what a build leaves behind would hide what is missing.
+IGNORED = ('.*', '__pycache__', 'data', 'work_dirs', 'build', 'dist', '*.egg-info')
+
+
+def run(*args, cwd: Path, site: Path | None = None) -> str:
+    """Run Python with what is installed in ``site``; what it prints."""
+    env = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', *map(str, args)],
         cwd=cwd,
-        capture_output=True,
+        env={**env, **({'PYTHONPATH': str(site)} if site else {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=600,
     )
+    assert done.returncode == 0, done.stdout[-5000:]
+    return done.stdout
 
 
-@pytest.mark.parametrize('scope', ['mmpretrain', 'mmdet', 'mmengine'])
-def test_registry_from_any_scope(scope, tmp_path):
-    """Without custom_imports: nothing has imported mmpsvit in this process."""
-    done = run_python(
-        f"""
-import sys
-from mmengine.registry import init_default_scope
-from {scope}.registry import MODELS
-init_default_scope({scope!r})
-assert 'mmpsvit' not in sys.modules
-model = MODELS.build(dict(type='mmpsvit.PSViT', arch='tiny'))
-print(type(model).__name__, type(model.sampler).__name__)
-""",
-        tmp_path,
-    )
-    assert done.stdout.split() == ['PSViT', 'ProgressiveSampling'], done.stderr
+@pytest.fixture(scope='module')
+def sdist(root, tmp_path_factory) -> Path:
+    """The source distribution, by the hook that `python -m build` calls."""
+    source = tmp_path_factory.mktemp('sdist') / 'source'
+    shutil.copytree(root, source, ignore=shutil.ignore_patterns(*IGNORED))
+    code = 'from setuptools.build_meta import build_sdist; build_sdist("../dist")'
+    run('-c', code, cwd=source)
+    (archive,) = (source.parent / 'dist').iterdir()
+    return archive
 
 
-@pytest.mark.parametrize('name', ['torch', 'mmengine', 'mmcv', 'mmpretrain'])
-def test_missing_requirement(name, tmp_path):
-    done = run_python(
-        f'import sys; sys.modules[{name!r}] = None; import mmpsvit', tmp_path
-    )
-    assert done.returncode == 1
-    last = done.stderr.strip().split('\n')[-1]
-    assert last.startswith(f'ImportError: mmpsvit needs {name} >= ')
-    assert 'pip install onedl-mmengine' in last
+@pytest.fixture(scope='module')
+def site(sdist) -> Path:
+    """A folder with the wheel that is built from the source distribution.
+
+    On PYTHONPATH it comes before the checkout, if that is installed.
+    """
+    folder = sdist.parent / 'site'
+    options = ('--no-deps', '--no-index', '--no-build-isolation', '--target', folder)
+    run('-m', 'pip', 'install', '--quiet', *options, sdist, cwd=sdist.parent)
+    return folder
 
 
-def test_old_requirement(tmp_path):
-    done = run_python(
-        "import mmcv; mmcv.__version__ = '1.7.2'; import mmpsvit", tmp_path
-    )
-    assert 'ImportError: mmpsvit needs mmcv >= 2.1.0, got 1.7.2' in done.stderr
+def test_all_configs_are_shipped(root, sdist, site):
+    """And nothing beside the package, and no requirement of either family."""
+    configs = {
+        path.relative_to(root).as_posix()
+        for pattern in ('*.py', '*.yml')
+        for path in (root / 'configs').rglob(pattern)
+    }
+    assert sdist.name == f'mmpsvit-{mmpsvit.__version__}.tar.gz'
+    with tarfile.open(sdist) as archive:
+        in_sdist = {name.partition('/')[2] for name in archive.getnames()}
+    assert len(configs) > 30
+    assert configs <= in_sdist
+    assert not [name for name in in_sdist if name.startswith('mmpsvit/.mim')]
+    for name in ('model-index.yml', *configs):
+        assert (site / 'mmpsvit' / '.mim' / name).is_file()
+    metadata = f'mmpsvit-{mmpsvit.__version__}.dist-info'
+    assert {path.name for path in site.iterdir()} == {'mmpsvit', metadata}
+    required = PathDistribution(site / metadata).requires
+    plain = [line for line in required if 'extra ==' not in line]
+    assert plain and not any('mm' in line for line in plain)
 
 
-@pytest.mark.parametrize('scope', ['mmpretrain', 'mmdet'])
-def test_inherit_from_installed_package(scope, tmp_path):
-    """A config of the user with `mmpsvit::`, under any default scope."""
+def test_registry_and_inheritance(site, tmp_path):
+    """Types are found from any scope, unasked; configs inherit `mmpsvit::...`."""
     (tmp_path / 'mine.py').write_text(
-        f"""_base_ = 'mmpsvit::psvit/ti14.py'
-default_scope = {scope!r}
+        """_base_ = 'mmpsvit::psvit/ti14.py'
+default_scope = 'mmdet'
+work_dir = 'work'
 model = dict(head=dict(num_classes=7))
 train_dataloader = val_dataloader = test_dataloader = None
 train_cfg = val_cfg = test_cfg = val_evaluator = test_evaluator = None
 optim_wrapper = param_scheduler = None
 """
     )
-    done = run_python(
-        """
-import mmpsvit
+    code = """
+import sys
+import mmdet.registry, mmpretrain.registry
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
-cfg = Config.fromfile('mine.py')
-cfg.work_dir = 'work'
-model = Runner.from_cfg(cfg).model
-print(type(model).__name__, type(model.backbone).__name__, model.head.num_classes)
-""",
-        tmp_path,
-    )
-    assert done.stdout.strip().endswith('ImageClassifier PSViT 7'), done.stderr
+assert 'mmpsvit' not in sys.modules
+for scope in ('mmdet', 'mmpretrain', 'mmengine'):
+    with DefaultScope.overwrite_default_scope(scope):
+        model = MODELS.build(dict(type='mmpsvit.PSViT', arch='tiny'))
+    print('FOUND', type(model).__name__, type(model.sampler).__name__)
+print('FOUND', sys.modules['mmpsvit'].__file__)
+model = Runner.from_cfg(Config.fromfile('mine.py')).model
+backbone, classes = type(model.backbone).__name__, model.head.num_classes
+print('FOUND', type(model).__name__, backbone, classes)
+"""
+    output = run('-c', code, cwd=tmp_path, site=site)
+    *built, file, model = re.findall('FOUND (.*)', output)
+    assert built == ['PSViT ProgressiveSampling'] * 3
+    assert Path(file) == site / 'mmpsvit' / '__init__.py'
+    assert model == 'ImageClassifier PSViT 7'
     # Every type is found in the scope that its config names.
-    assert 'Failed to search registry' not in done.stdout + done.stderr
-
-
-def readme_config(root, base: str) -> str:
-    """The example config of the README that inherits ``base``."""
-    blocks = re.findall(
-        r'```python\n(.*?)```', (root / 'README.md').read_text(), re.DOTALL
-    )
-    (code,) = (block for block in blocks if f"_base_ = '{base}'" in block)
-    return code
-
-
-def test_detector_of_the_readme(root, tmp_path):
-    """The inherited config of the README is a detector on our backbone."""
-    code = readme_config(root, 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
-    (tmp_path / 'my_config.py').write_text(code)
-    done = run_python(
-        """
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
-cfg = Config.fromfile('my_config.py')
-init_default_scope(cfg.default_scope)
-model = MODELS.build(cfg.model)
-print(type(model).__name__, type(model.backbone).__name__)
-""",
-        tmp_path,
-    )
-    assert done.stdout.split() == ['RetinaNet', 'PSViT'], done.stderr
-
-
-def test_example_of_the_readme(root, run_tool, image_folder, tmp_path):
-    """The inherited config of the README trains on a folder of images."""
-    code = readme_config(root, 'mmpsvit::psvit/b14.py')
-    (tmp_path / 'my_config.py').write_text(code)
-    image_folder('data/mine', [f'class{i}' for i in range(37)], per_class=1)
-    output = run_tool(
-        'tools/train.py',
-        'my_config.py',
-        '--cfg-options',
-        'train_cfg.max_epochs=1',
-        'train_dataloader.batch_size=2',
-        'train_dataloader.num_workers=0',
-        'train_dataloader.dataset.indices=2',
-        'val_dataloader.num_workers=0',
-        'val_dataloader.dataset.indices=2',
-    )
-    assert 'accuracy/top1' in output
     assert 'Failed to search registry' not in output
-    assert (tmp_path / 'work_dirs' / 'my_config' / 'epoch_1.pth').exists()
 
 
-def test_model_index(root, tmp_path):
-    """MMPretrain builds every model of the index by its name."""
-    done = run_python(
-        f"""
-import mmpsvit
-from mmpretrain import ModelHub, get_model
-ModelHub.register_model_index({str(root / 'model-index.yml')!r}, {str(root)!r})
-for info in list(ModelHub._models_dict.values()):
-    if info.name.startswith('psvit'):
-        model = get_model(info.name)
-        print(info.name, sum(p.numel() for p in model.parameters()))
-        assert info.metadata.parameters == sum(p.numel() for p in model.parameters())
-""",
-        tmp_path,
-    )
-    names = [line.split()[0] for line in done.stdout.split('\n') if line[:5] == 'psvit']
-    index = (root / 'configs' / 'psvit' / 'metafile.yml').read_text()
-    assert names == re.findall(r'  - Name: (psvit-.*)', index), done.stderr
-    for name in ('ti14', 'b10', 'b12', 'b14', 'b16', 'b18', 'b14-shared'):
-        assert f'psvit-{name}_8xb64_in1k' in names
-
-
-def test_inferencer(root, tmp_path):
-    """MMPretrain's inferencer takes a name with weights, and a config with them."""
-    done = run_python(
-        f"""
-import json
+def test_model_index_and_inferencer(site, tmp_path):
+    """MMPretrain finds all models by name, and infers by name or config alike."""
+    code = """
+import sys
 import mmpsvit
 import numpy as np
 import torch
-from mmpretrain import ImageClassificationInferencer, ModelHub, get_model
-ModelHub.register_model_index({str(root / 'model-index.yml')!r}, {str(root)!r})
-name, config = 'psvit-ti14_8xb64_in1k', {str(root / 'configs/psvit/ti14.py')!r}
+from mmpretrain import ImageClassificationInferencer, ModelHub, get_model, list_models
+ModelHub.register_model_index(sys.argv[1] + '/model-index.yml', sys.argv[1])
+print('LISTED', *list_models('psvit*'))
+name, config = 'psvit-ti14_8xb64_in1k', sys.argv[1] + '/configs/psvit/ti14.py'
 torch.manual_seed(0)
 model = get_model(name)
 model.init_weights()
-classes = [f'class {{i}}' for i in range(1000)]
-torch.save(
-    dict(meta=dict(dataset_meta=dict(classes=classes)), state_dict=model.state_dict()),
-    'weights.pth',
-)
+classes = [f'class {i}' for i in range(1000)]
+meta = dict(dataset_meta=dict(classes=classes))
+torch.save(dict(meta=meta, state_dict=model.state_dict()), 'weights.pth')
 image = np.random.default_rng(0).integers(0, 255, (240, 320, 3), dtype=np.uint8)
 for model in (name, config):
-    inferencer = ImageClassificationInferencer(
-        model, pretrained='weights.pth', device='cpu'
-    )
-    (result,) = inferencer(image)
+    infer = ImageClassificationInferencer(model, pretrained='weights.pth', device='cpu')
+    (result,) = infer(image)
     print('RESULT', result['pred_label'], result['pred_class'], result['pred_score'])
-""",
-        tmp_path,
+"""
+    mim = site / 'mmpsvit' / '.mim'
+    output = run('-c', code, mim, cwd=tmp_path, site=site)
+    listed = (mim / 'configs' / 'psvit' / 'metafile.yml').read_text()
+    names = re.findall(r' - Name: (psvit-.*)', listed)
+    assert names and sorted(names) == sorted(
+        re.search('LISTED (.*)', output)[1].split()
     )
-    found = re.findall(r'RESULT (\d+) class (\d+) ([\d.]+)', done.stdout)
-    assert len(found) == 2, done.stderr
-    assert found[0] == found[1]
-    label, name, score = found[0]
+    by_name, by_config = re.findall(r'RESULT (\d+) class (\d+) ([\d.]+)', output)
+    assert by_name == by_config
+    label, name, score = by_name
     assert name == label
     # An untrained classifier of 1000 classes is sure of nothing.
     assert 0 < float(score) < 0.1
 
 
-def test_wheel_holds_configs(root, tmp_path):
-    source = tmp_path / 'source'
-    shutil.copytree(
-        root,
-        source,
-        ignore=shutil.ignore_patterns('.*', 'data', 'work_dirs', 'build', '*.egg-info'),
-    )
-    pip = [sys.executable, '-m', 'pip', 'wheel', '--quiet']
-    options = ['--no-deps', '--no-build-isolation', '--wheel-dir', str(tmp_path)]
-    subprocess.run([*pip, *options, str(source)], check=True)
-    (wheel,) = tmp_path.glob('mmpsvit-*.whl')
-    names = zipfile.ZipFile(wheel).namelist()
-    assert 'mmpsvit/.mim/model-index.yml' in names
-    assert 'mmpsvit/.mim/configs/psvit/b14.py' in names
-    assert 'mmpsvit/.mim/configs/_base_/models/psvit_b14.py' in names
-    metadata = next(name for name in names if name.endswith('METADATA'))
-    requires = zipfile.ZipFile(wheel).read(metadata).decode()
-    plain = [
-        line
-        for line in requires.split('\n')
-        if line.startswith('Requires-Dist') and 'extra' not in line
+def test_train_script_of_mim(site, root, image_folder, tmp_path):
+    """What `mim train mmpretrain CONFIG` runs; it does not import mmpsvit."""
+    script = Path(find_spec('mmpretrain').origin).parent / '.mim' / 'tools' / 'train.py'
+    folder = image_folder('images', ['circle', 'square', 'star'], per_class=2)
+    options = [
+        'model.head.num_classes=3',
+        'data_preprocessor.num_classes=3',
+        'train_dataloader.batch_size=3',
+        'train_cfg.max_iters=2',
+        'train_cfg.val_interval=2',
+        'default_hooks.checkpoint.interval=2',
+        *(f'{x}_dataloader.dataset.data_root={folder}' for x in ('train', 'val')),
+        *(f'{x}_dataloader.num_workers=0' for x in ('train', 'val')),
+        *(f'{x}_dataloader.persistent_workers=False' for x in ('train', 'val')),
     ]
-    assert plain
-    assert not any('mm' in line for line in plain), plain
+    config = root / 'configs' / 'cluttered_digits' / 'psvit.py'
+    command = (script, config, '--launcher', 'none', '--work-dir', 'work')
+    output = run(*command, '--cfg-options', *options, cwd=tmp_path, site=site)
+    assert 'accuracy/top1' in output
+    assert (tmp_path / 'work' / 'iter_2.pth').exists()
+
+
+@pytest.mark.parametrize('name', ['torch', 'mmengine', 'mmcv', 'mmpretrain'])
+def test_missing_requirement(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    message = rf'^mmpsvit needs {name} >= .*pip install onedl-mmengine'
+    with pytest.raises(ImportError, match=message):
+        importlib.reload(mmpsvit)
+
+
+def test_old_requirement(monkeypatch):
+    monkeypatch.setattr(mmcv, '__version__', '1.7.2')
+    with pytest.raises(
+        ImportError, match=r'mmpsvit needs mmcv >= 2\.1\.0, got 1\.7\.2'
+    ):
+        importlib.reload(mmpsvit)
