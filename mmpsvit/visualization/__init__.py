@@ -1,4 +1,12 @@
 # Copyright (c) mmpsvit contributors.
+from .file_pipeline import (
+    FilePipeline,
+    find_channels,
+    first_view,
+    in_channels,
+    innermost,
+    testing_dataset,
+)
 from .prediction import (
     SampledImage,
     SampledImages,
@@ -19,6 +27,7 @@ from .sampling_hook import SamplingVisualizationHook
 from .trained import build_trained
 
 __all__ = [
+    'FilePipeline',
     'SampledImage',
     'SampledImages',
     'SamplingVisualizationHook',
@@ -26,11 +35,16 @@ __all__ = [
     'class_name',
     'draw_sampling',
     'figure_to_rgb',
+    'find_channels',
     'find_sampler',
+    'first_view',
+    'in_channels',
+    'innermost',
     'predict_sampling',
     'record_sampling',
     'sample_images',
     'sampling_figure',
     'sampling_picture',
     'spread_indices',
+    'testing_dataset',
 ]
