@@ -1,6 +1,7 @@
 # Copyright (c) mmpsvit contributors.
 from .file_pipeline import (
     FilePipeline,
+    describe_file,
     find_channels,
     first_view,
     in_channels,
@@ -33,6 +34,7 @@ __all__ = [
     'SamplingVisualizationHook',
     'build_trained',
     'class_name',
+    'describe_file',
     'draw_sampling',
     'figure_to_rgb',
     'find_channels',

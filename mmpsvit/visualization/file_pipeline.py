@@ -61,7 +61,7 @@ def describe_file(path: str | Path, mode: str = 'RGB') -> dict:
     """
     info = dict(img_path=str(path), img_id=0, sample_idx=0)
     with contextlib.suppress(Exception), Image.open(path) as opened:
-        pixels = np.asarray(ImageOps.exif_transpose(opened).convert(mode))
+        pixels = np.array(ImageOps.exif_transpose(opened).convert(mode))
         height, width = shape = pixels.shape[:2]
         info.update(img=pixels, img_shape=shape, ori_shape=shape)
         info.update(height=height, width=width)
