@@ -70,7 +70,10 @@ def test_four_channels(draw, tmp_path):
     cfg = small_config(
         **{
             'model.backbone.in_channels': 4,
-            'test_dataloader.dataset.pipeline': [dict(LOAD, color_type='unchanged'), PACK],
+            'test_dataloader.dataset.pipeline': [
+                dict(LOAD, color_type='unchanged'),
+                PACK,
+            ],
         }
     )
     Image.new('RGBA', (40, 30), (*RED, 200)).save(tmp_path / 'image.png')
@@ -78,19 +81,9 @@ def test_four_channels(draw, tmp_path):
     assert is_red(picture)
 
 
-@pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
-        ([], 'the test data set cannot be read'),
-        (['--out', 'picture.xyz'], 'argument --out: must end in one of'),
-    ],
-)
-def test_mistakes(arguments, message, draw, monkeypatch, capsys, tmp_path):
+def test_mistakes(draw, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    if arguments:
-        (tmp_path / 'image.png').write_bytes(b'')
-    with pytest.raises(SystemExit) as stopped:
-        draw(small_config(), *arguments, *(['image.png'] if arguments else []))
-    told = str(stopped.value.code) + capsys.readouterr().err
-    if not arguments:
-        assert message in told and '\n' not in str(stopped.value.code)
+    with pytest.raises(SystemExit, match='test data set cannot be read.*name an image'):
+        draw(small_config())
+    with pytest.raises(SystemExit, match='no images below'):
+        draw(small_config(), tmp_path)

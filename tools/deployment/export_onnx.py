@@ -40,7 +40,6 @@ from mmpretrain.models import ClsHead, ImageClassifier
 from mmpretrain.models.utils import ClsDataPreprocessor
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mmpsvit.cli import check_file, read_config, run_main
 from mmpsvit.compat import IS_NEW_TORCH
@@ -128,43 +127,36 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
     if args.shape is not None:
         if len(args.shape) > 2 or min(args.shape) < 1:
             parser.error(f'argument --shape: H W or one number > 0, got {args.shape}')
-        args.shape = tuple(args.shape if len(args.shape) == 2 else args.shape * 2)
+        args.shape = (args.shape[0], args.shape[-1])
     if args.dynamic_batch and args.batch_size is not None:
         parser.error('argument --batch-size: not with --dynamic-batch')
     if args.batch_size is not None and args.batch_size < 1:
         parser.error(f'argument --batch-size: must be > 0, got {args.batch_size}')
     if not IS_NEW_TORCH:
         parser.error(f'exporting needs PyTorch >= 2.6, got {torch.__version__}')
-    _check_out(parser, Path(args.out))
+    if (suffix := Path(args.out).suffix) not in FORMATS:
+        parser.error(f'argument --out: must end in .onnx or .pt2, got {args.out}')
+    needed = ONNX_PACKAGES if suffix == '.onnx' else ()
+    if missing := [name for name in needed if not importlib.util.find_spec(name)]:
+        parser.error(
+            f'argument --out: .onnx needs {", ".join(missing)}, not installed: '
+            f'pip install {" ".join(missing)}'
+        )
     check_file(parser, 'checkpoint', args.checkpoint)
     return args, read_config(parser, args.config, args.cfg_options)
 
 
-def _check_out(parser: argparse.ArgumentParser, out: Path) -> None:
-    if out.suffix not in ('.onnx', '.pt2'):
-        parser.error(f'argument --out: must end in .onnx or .pt2, got {out}')
-    if out.is_dir():
-        parser.error(f'argument --out: {out} is a folder')
-    if out.suffix == '.onnx':
-        missing = [name for name in ONNX_PACKAGES if not importlib.util.find_spec(name)]
-        if missing:
-            parser.error(
-                f'argument --out: .onnx needs {", ".join(missing)}, not installed: '
-                f'pip install {" ".join(missing)}'
-            )
-
-
 def check_model(model: nn.Module) -> None:
     """Raise an ExportError if a model is none that this tool exports."""
-    parts = {
-        'model': (model, ImageClassifier),
-        'model.data_preprocessor': (model.data_preprocessor, ClsDataPreprocessor),
-        'model.head': (getattr(model, 'head', None), ClsHead),
-    }
-    for name, (part, kind) in parts.items():
+    for name, kind in {
+        '': ImageClassifier,
+        '.data_preprocessor': ClsDataPreprocessor,
+        '.head': ClsHead,
+    }.items():
+        part = getattr(model, name[1:], None) if name else model
         if not isinstance(part, kind):
             raise ExportError(
-                f'{name} of the config must be a {kind.__name__} of MMPretrain '
+                f'model{name} of the config must be a {kind.__name__} of MMPretrain '
                 f'(one class per image), got {type(part).__name__}'
             )
 
@@ -283,14 +275,15 @@ FORMATS = {'.onnx': (write_onnx, open_onnx), '.pt2': (write_program, open_progra
 
 
 def make_examples(
-    pipeline: FilePipeline, count: int, shape: tuple[int, int]
+    pipeline: FilePipeline, count: int, shape: tuple[int, int] | None
 ) -> tuple[list[dict], Tensor]:
     """Write colourful image files, and pass them through the test pipeline.
 
     Args:
         pipeline (FilePipeline): The pipeline.
         count (int): How many.
-        shape (tuple[int, int]): Height and width of the files.
+        shape (tuple[int, int], optional): Height and width of the files, and of what
+            is made of them; otherwise files of 224 x 224.
 
     Returns:
         tuple[list[dict], Tensor]: What testing gives the classifier for each; and the
@@ -301,31 +294,29 @@ def make_examples(
     generator = np.random.default_rng(count)
     mode, bands = pipeline.mode, len(pipeline.mode)
     items, images = [], []
+
+    def pack(image: Image.Image, path: Path) -> dict:
+        image.save(path)
+        # For pipelines with random steps.
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        item = pipeline(path)
+        inputs = item['inputs'].float()
+        if shape not in (None, tuple(inputs.shape[-2:])):
+            inputs = F.interpolate(inputs[None], shape, mode='bilinear')[0].round()
+        return dict(item, inputs=inputs)
+
     with TemporaryDirectory() as folder:
         path = Path(folder) / 'image.png'
-
-        def pack(image: Image.Image) -> dict:
-            image.save(path)
-            # For pipelines with random steps.
-            random.seed(0)
-            np.random.seed(0)
-            torch.manual_seed(0)
-            return pipeline(path)
-
         for _ in range(count):
             coarse = generator.integers(256, size=(bands, 8, 8), dtype=np.uint8)
-            planes = [Image.fromarray(plane).resize(shape[::-1]) for plane in coarse]
-            items.append(pack(Image.merge(mode, planes)))
-            alone = [pack(Image.merge(mode, [plane] * bands)) for plane in planes]
-            images.append(torch.stack([item['inputs'][0] for item in alone]).float())
+            size = (shape or (224, 224))[::-1]
+            planes = [Image.fromarray(plane).resize(size) for plane in coarse]
+            items.append(pack(Image.merge(mode, planes), path))
+            alone = [pack(Image.merge(mode, [plane] * bands), path) for plane in planes]
+            images.append(torch.stack([item['inputs'][0] for item in alone]))
     return items, torch.stack(images)
-
-
-def resize(images: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Resize images (B, C, H, W) to another size, in whole numbers."""
-    if images.shape[-2:] == shape:
-        return images
-    return F.interpolate(images, shape, mode='bilinear', antialias=True).round()
 
 
 def compare(
@@ -379,18 +370,7 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
             f'file, and the network takes {in_channels(classifier)} channels'
         )
     batch_sizes = [1, 5] if args.dynamic_batch else [args.batch_size or 1]
-    items, images = make_examples(pipeline, max(batch_sizes), args.shape or (224, 224))
-    given = tuple(images.shape[-2:])
-    shape = args.shape or given
-    if given != shape:
-        print(
-            "note: images of this size become {} x {} in the config's test "
-            'pipeline'.format(*given)
-        )
-        images = resize(images, shape)
-        for item in items:
-            item['inputs'] = resize(item['inputs'][None].float(), shape)[0]
-
+    items, images = make_examples(pipeline, max(batch_sizes), args.shape)
     scorer = ScoringClassifier(classifier, pipeline.channels).eval()
     # An example of one image would fix the batch.
     example = images[: 2 if args.dynamic_batch else batch_sizes[0]]
@@ -401,17 +381,11 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
     metadata = describe(classifier.data_preprocessor, pipeline, classes)
 
     write, open_file = FORMATS[Path(args.out).suffix]
-    with (
-        write_atomically(args.out) as temporary,
-        tqdm(total=1 + len(batch_sizes), leave=False, disable=None) as progress,
-    ):
-        progress.set_description('exporting')
+    errors = {}
+    with write_atomically(args.out) as temporary:
         sampling = write(scorer, example, dynamic, metadata, temporary)
         run = open_file(temporary)
-        errors = {}
         for size in batch_sizes:
-            progress.update()
-            progress.set_description(f'comparing a batch of {size}')
             errors[size] = compare(run, classifier, items[:size], images[:size])
         if (worst := max(errors.values())) > TOLERANCE:
             raise ExportError(
