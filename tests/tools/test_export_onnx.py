@@ -295,7 +295,10 @@ LOAD = dict(type='LoadImageFromFile')
 def test_colours(tool, steps, mode, to_rgb, tmp_path):
     """From Pillow's pixels, what a data set and the classifier make of the file."""
     count = len(mode)
-    backbone = dict(type='mmpsvit.PSViT', arch=ARCH, in_channels=count)
+    sampler = dict(num_points=3, num_iters=2)
+    backbone = dict(
+        type='mmpsvit.PSViT', arch=ARCH, sampler=sampler, in_channels=count
+    )
     head = dict(type='mmpsvit.PSViTClsHead', num_classes=3, in_channels=24)
     preprocessor = dict(mean=MEAN[:1], std=STD[:1])
     if count == 3:
