@@ -223,7 +223,11 @@ def test_size_and_colours_of_the_test_pipeline(run_here, network, images, tmp_pa
     ]
     one = dict(type='CustomDataset', data_root='none', pipeline=pipeline)
     names = network(
-        **{'test_dataloader.dataset': dict(type='KFoldDataset', dataset=one)}
+        **{
+            'test_dataloader.dataset': dict(
+                _delete_=True, type='KFoldDataset', dataset=one
+            )
+        }
     )
     out = tmp_path / 'psvit.pt2'
     run_here(*names, '--out', out)
@@ -296,9 +300,7 @@ def test_colours(tool, steps, mode, to_rgb, tmp_path):
     """From Pillow's pixels, what a data set and the classifier make of the file."""
     count = len(mode)
     sampler = dict(num_points=3, num_iters=2)
-    backbone = dict(
-        type='mmpsvit.PSViT', arch=ARCH, sampler=sampler, in_channels=count
-    )
+    backbone = dict(type='mmpsvit.PSViT', arch=ARCH, sampler=sampler, in_channels=count)
     head = dict(type='mmpsvit.PSViTClsHead', num_classes=3, in_channels=24)
     preprocessor = dict(mean=MEAN[:1], std=STD[:1])
     if count == 3:

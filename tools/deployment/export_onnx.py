@@ -364,13 +364,20 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
     classifier, names = build_trained(cfg, checkpoint, args.checkpoint)
     check_model(classifier)
     pipeline = FilePipeline(cfg, in_channels(classifier))
+    batch_sizes = [1, 5] if args.dynamic_batch else [args.batch_size or 1]
+    # A pipeline may fail in any way.
+    try:
+        items, images = make_examples(pipeline, max(batch_sizes), args.shape)
+    except Exception as error:
+        raise ExportError(
+            f"the config's test pipeline fails on an image file ({error!r})"
+        ) from error
     if pipeline.channels is None:
         raise ExportError(
-            f"the config's test pipeline gives no {pipeline.mode} image for an image "
-            f'file, and the network takes {in_channels(classifier)} channels'
+            f"the config's test pipeline gives {len(items[0]['inputs'])} channels for "
+            f'{pipeline.mode} images; it must give as many as the network takes'
         )
-    batch_sizes = [1, 5] if args.dynamic_batch else [args.batch_size or 1]
-    items, images = make_examples(pipeline, max(batch_sizes), args.shape)
+
     scorer = ScoringClassifier(classifier, pipeline.channels).eval()
     # An example of one image would fix the batch.
     example = images[: 2 if args.dynamic_batch else batch_sizes[0]]
