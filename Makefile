@@ -47,7 +47,7 @@ $(VENV)/.ready: constraints.txt constraints-common.txt setup.py pyproject.toml
 
 $(VENV)/.test-ready: $(VENV)/.ready tools/install_mmcv_ops.sh
 	@echo '[1/2] installing the test tools, mmdet and mmseg'
-	@$(PIP_INSTALL) --no-build-isolation -e '.[demo,export,mmdet,mmseg,test]'
+	@$(PIP_INSTALL) --no-build-isolation -e '.[app,demo,export,mmdet,mmseg,test]'
 	@echo '[2/2] installing mmcv with compiled ops'
 	@tools/install_mmcv_ops.sh $(PY) '$(WHEEL_DIR)'
 	@touch $@
@@ -69,7 +69,7 @@ $(OPENMMLAB_VENV)/.test-ready: constraints-openmmlab.txt constraints-common.txt 
 	@echo '[2/3] installing PyTorch, OpenMMLab and mmpsvit'
 	@$(OPENMMLAB_INSTALL) torch torchvision numpy setuptools wheel ninja psutil
 	@$(OPENMMLAB_INSTALL) mmengine mmpretrain mmdet mmsegmentation ftfy regex
-	@$(OPENMMLAB_INSTALL) --no-build-isolation -e '.[demo,test]'
+	@$(OPENMMLAB_INSTALL) --no-build-isolation -e '.[app,demo,test]'
 	@echo '[3/3] installing mmcv with compiled ops'
 	@tools/install_mmcv_ops.sh $(OPENMMLAB_PY) '$(WHEEL_DIR)' constraints-openmmlab.txt
 	@touch $@

@@ -72,7 +72,9 @@ setup(
         'onedl': ['onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain'],
         'mmdet': ['onedl-mmdetection'],
         'mmseg': ['onedl-mmsegmentation'],
-        'demo': ['gradio>=6.31', 'scikit-learn'],
+        # Of `make demo`, and of its page in the browser.
+        'demo': ['scikit-learn'],
+        'app': ['gradio>=6.31'],
         'export': ['onnx', 'onnxruntime', 'onnxscript'],
         'test': [
             'hypothesis',

@@ -6,25 +6,26 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 # isort: on
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-import mmcv
 import numpy as np
 from mmengine.config import Config
-from mmengine.dataset import Compose
 from mmengine.model import BaseModel
-from PIL import Image
+from PIL import Image, ImageOps
 
-from mmpsvit.guard import CheckpointError, load_checkpoint
-from mmpsvit.guard.fit import CheckpointMisfitError
-from mmpsvit.guard.images import MAX_SIDE_RATIO
+from mmpsvit.guard import CheckpointError, CheckpointMisfitError, load_checkpoint
 from mmpsvit.visualization import (
+    FilePipeline,
     SampledImage,
     build_trained,
     class_name,
+    describe_file,
     find_sampler,
+    first_view,
+    in_channels,
     sample_images,
     spread_indices,
 )
@@ -39,6 +40,12 @@ NO_CHECKPOINT = (
 TOP = 5
 # Without a resize in the config, a photo would fill the memory with feature maps.
 MAX_SIDE = 1024
+# Where the short side is resized, a thin image would fill it too.
+MAX_SIDE_RATIO = 100
+# What a file of 20 MB may unpack to. Formats are those that Pillow decodes at the size
+# that it announces: its TIFF decoder has a mind of its own, and others run programs.
+MAX_PIXELS = 50_000_000
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP')
 
 
 class LookError(Exception):
@@ -65,8 +72,8 @@ class Network(NamedTuple):
 
     model: BaseModel
     classes: list[str]
-    pipeline: Compose
-    reads_files: bool  # or takes the RGB arrays of a data set such as CIFAR
+    pipeline: Callable[[dict], dict]
+    channels: list[int] | None  # as of find_channels
 
 
 class Looker:
@@ -114,20 +121,20 @@ class Looker:
         """The config to start with, and the classifiers' configs of the checkout."""
         found = (
             self._name(path)
-            for path in sorted((self.root / 'configs').rglob('*.py'))
+            for path in find_files(self.root / 'configs', '*.py')
             if not {'_base_', 'mmdet', 'mmseg'} & set(path.parts)
         )
         return list(dict.fromkeys([self.config, *found]))
 
     def checkpoints(self) -> list[str]:
         """The checkpoint to start with, and all below ``work_dirs/``."""
-        found = map(self._name, sorted((self.root / 'work_dirs').rglob('*.pth')))
+        found = map(self._name, find_files(self.root / 'work_dirs', '*.pth'))
         first = [self.checkpoint] if self.checkpoint else []
         return list(dict.fromkeys([*first, *found]))
 
     def examples(self, count: int = 6) -> list[str]:
         """Images of the generated digits, if there are any."""
-        found = sorted((self.root / DEMO_IMAGES).rglob('*.png'))
+        found = find_files(self.root / DEMO_IMAGES, '*.png')
         return [str(found[index]) for index in spread_indices(len(found), count)]
 
     def look(self, image: str, config: str, checkpoint: str | None) -> Look:
@@ -188,6 +195,15 @@ class Looker:
         return self._loaded[1]
 
 
+def find_files(folder: Path, pattern: str) -> list[Path]:
+    """Files below a folder, sorted; none that are hidden, such as half-written ones."""
+    return sorted(
+        path
+        for path in folder.rglob(pattern)
+        if not any(part.startswith('.') for part in path.relative_to(folder).parts)
+    )
+
+
 def load_network(config: Path, checkpoint: Path, name: str, device: str) -> Network:
     """Load a network safely.
 
@@ -196,7 +212,6 @@ def load_network(config: Path, checkpoint: Path, name: str, device: str) -> Netw
     """
     try:
         cfg = Config.fromfile(config)
-        transforms = cfg.test_dataloader.dataset.pipeline
     # A config is a program and can raise anything.
     except Exception as error:
         raise LookError(
@@ -205,58 +220,70 @@ def load_network(config: Path, checkpoint: Path, name: str, device: str) -> Netw
     try:
         model, classes = build_trained(cfg, load_checkpoint(checkpoint, 'cpu'), name)
         find_sampler(model)
+        pipeline = FilePipeline(cfg, in_channels(model))
     except (CheckpointError, CheckpointMisfitError) as error:
         raise LookError(f'The {one_line(error)}.') from error
     except Exception as error:
         raise LookError(
             f'The network of {config.name} cannot be shown: {one_line(error)}.'
         ) from error
-    types = [transform['type'].split('.')[-1] for transform in transforms]
-    pipeline = Compose(
-        [
-            transform
-            for transform, kind in zip(transforms, types, strict=True)
-            if not kind.startswith('Load')
-        ]
-    )
-    reads_files = 'LoadImageFromFile' in types
-    return Network(model.to(device), classes, pipeline, reads_files)
+    return Network(model.to(device), classes, pipeline.compose, pipeline.channels)
+
+
+def decode(path: str) -> Image.Image:
+    """Decode an uploaded file, once, turned as its camera says.
+
+    Raises:
+        LookError: If the file is no image, or a very large or thin one.
+    """
+    name = Path(path).name
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            width, height = opened.size
+            if width * height <= MAX_PIXELS:
+                opened.thumbnail((MAX_SIDE, MAX_SIDE))
+                image = ImageOps.exif_transpose(opened)
+                if image.mode == 'I;16':  # which Pillow would cut off at 255
+                    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+                elif image.mode not in ('L', 'RGB', 'RGBA'):
+                    image = image.convert('RGB')
+    # What a damaged file makes the decoders raise can be anything.
+    except Exception as error:
+        raise LookError(
+            f'{name} cannot be read as an image ({", ".join(FORMATS)}).'
+        ) from error
+    if width * height > MAX_PIXELS:
+        raise LookError(
+            f'{name} has {width} x {height} pixels, allowed are {MAX_PIXELS:,}.'
+        )
+    if max(width, height) > MAX_SIDE_RATIO * min(width, height):
+        raise LookError(
+            f'{name} is too narrow: one side must be at most {MAX_SIDE_RATIO} times as '
+            'long as the other.'
+        )
+    return image
 
 
 def pack_image(network: Network, path: str) -> dict:
     """Read an image file and pass it through the pipeline of the config.
 
+    The pipeline reads a file that was written here: no second decoder, which might see
+    something else in it, gets the upload.
+
     Raises:
         LookError: If the file is no image, or the pipeline refuses it.
     """
-    name = Path(path).name
-    try:
-        with Image.open(path) as opened:
-            opened.verify()
-        # What LoadImageFromFile does; it turns photos as their cameras say.
-        image = mmcv.imfrombytes(Path(path).read_bytes(), channel_order='rgb')
-        scale = MAX_SIDE / max(image.shape[:2])
-    # What a damaged file makes the decoders raise can be anything.
-    except Exception as error:
-        raise LookError(f'{name} cannot be read as an image.') from error
-    if max(image.shape[:2]) > MAX_SIDE_RATIO * min(image.shape[:2]):
-        raise LookError(
-            f'{name} is too narrow: one side must be at most {MAX_SIDE_RATIO} times as '
-            'long as the other.'
-        )
-    if scale < 1:
-        image = mmcv.imrescale(image, scale)
-    size = image.shape[:2]
-    results = dict(img=image, img_shape=size, ori_shape=size)
-    if network.reads_files:
-        # As from LoadImageFromFile, which gives BGR.
-        results.update(img=image[..., ::-1].copy(), img_path=path)
-    try:
-        return network.pipeline(results)
-    except Exception as error:
-        raise LookError(
-            f'The pipeline of the config refuses {name}: {one_line(error)}.'
-        ) from error
+    image = decode(path)
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / 'image.png'
+        image.save(copy)
+        try:
+            return network.pipeline(describe_file(copy))
+        except Exception as error:
+            raise LookError(
+                f'The pipeline of the config refuses {Path(path).name}: '
+                f'{one_line(error)}.'
+            ) from error
 
 
 def run(network: Network, item: dict, config: str) -> SampledImage:
@@ -265,10 +292,12 @@ def run(network: Network, item: dict, config: str) -> SampledImage:
     Raises:
         LookError: If the network does not take the image, or is no classifier.
     """
+    item = first_view(item)
     height, width = item['inputs'].shape[-2:]
     try:
-        (sampled,) = sample_images(network.model, [item])
-    except (RuntimeError, ValueError) as error:
+        (sampled,) = sample_images(network.model, [item], network.channels)
+    # Such as an image that is too small for it.
+    except Exception as error:
         raise LookError(
             f'The network does not take an image of {width} x {height} pixels: '
             f'{one_line(error)}.'

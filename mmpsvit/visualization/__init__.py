@@ -1,4 +1,13 @@
 # Copyright (c) mmpsvit contributors.
+from .file_pipeline import (
+    FilePipeline,
+    describe_file,
+    find_channels,
+    first_view,
+    in_channels,
+    innermost,
+    testing_dataset,
+)
 from .prediction import (
     SampledImage,
     SampledImages,
@@ -19,18 +28,25 @@ from .sampling_hook import SamplingVisualizationHook
 from .trained import build_trained
 
 __all__ = [
+    'FilePipeline',
     'SampledImage',
     'SampledImages',
     'SamplingVisualizationHook',
     'build_trained',
     'class_name',
+    'describe_file',
     'draw_sampling',
     'figure_to_rgb',
+    'find_channels',
     'find_sampler',
+    'first_view',
+    'in_channels',
+    'innermost',
     'predict_sampling',
     'record_sampling',
     'sample_images',
     'sampling_figure',
     'sampling_picture',
     'spread_indices',
+    'testing_dataset',
 ]

@@ -2,16 +2,21 @@
 """Runs a network on single images, for pictures of where it looks."""
 
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from mmengine.dataset import pseudo_collate
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
-from torch import nn
+from mmpretrain.models.retrievers.base import BaseRetriever
+from mmpretrain.structures import MultiTaskDataSample
+from torch import Tensor, nn
 
+from .file_pipeline import first_view
 from .sampling import record_sampling
 
 _MAX_NAME = 24
@@ -53,19 +58,24 @@ def spread_indices(total: int, count: int) -> list[int]:
     return np.linspace(0, total - 1, min(count, total)).astype(int).tolist()
 
 
-def sample_images(model: BaseModel, items: Iterable[dict]) -> list[SampledImage]:
+def sample_images(
+    model: BaseModel, items: Iterable[dict], channels: Sequence[int] | None = None
+) -> list[SampledImage]:
     """Run a model on images one by one, since they may differ in size.
 
     The model runs in eval mode and without gradients; afterwards, each of its modules
-    is in the mode it was in.
+    is in the mode it was in. Where it predicts nothing, such as without a head, the
+    points are shown all the same.
 
     Args:
-        model (BaseModel): A classifier or detector with a
-            :class:`ProgressiveSampling` in it; not wrapped for distributed training,
-            so that one process can run it alone.
+        model (BaseModel): A model with a :class:`ProgressiveSampling` in it; not
+            wrapped for distributed training, so that one process can run it alone.
         items (Iterable[dict]): Images as the pipeline of a data set packs them:
-            ``inputs``, a tensor (3, H, W) or (1, H, W), uint8, and ``data_samples``,
-            which the model may write its predictions into.
+            ``inputs``, a tensor (C, H, W), and ``data_samples``, which the model may
+            write its predictions into; or lists of views, of which one is shown.
+        channels (Sequence[int], optional): Where red, green and blue are in the
+            inputs, see :func:`find_channels`. By default, inputs are BGR if the data
+            preprocessor converts them, else RGB.
 
     Returns:
         list[SampledImage]: Images, points and predictions, in the order of ``items``.
@@ -73,17 +83,49 @@ def sample_images(model: BaseModel, items: Iterable[dict]) -> list[SampledImage]
     Raises:
         ValueError: If the model has no or several samplers.
     """
-    sampled = []
+    if channels is None:
+        converts = any(
+            getattr(model.data_preprocessor, name, False)
+            for name in ('to_rgb', '_channel_conversion')
+        )
+        channels = (2, 1, 0) if converts else (0, 1, 2)
+    sampled, failure = [], None
     with _eval_mode(model), torch.no_grad(), record_sampling(model) as trajectories:
-        for item in items:
-            (prediction,) = model.test_step(pseudo_collate([item]))
-            image = _rgb_image(item, model.data_preprocessor)
+        for item in map(first_view, items):
+            prediction, error = _predict(model, item)
+            failure = failure or error
+            image = to_image(item['inputs'], channels)
             sampled.append(SampledImage(image, trajectories[-1], prediction))
+    if failure is not None:
+        print_log(
+            f'{type(model).__name__} predicts nothing: {failure!r}',
+            logger='current',
+            level=logging.WARNING,
+        )
     return sampled
 
 
+def _predict(model: BaseModel, item: dict) -> tuple[BaseDataElement, Exception | None]:
+    """Run a model; its prediction, or the sample and what kept it from predicting."""
+    failure = None
+    # A retriever's is a place in its gallery, which would have to be read first.
+    if not isinstance(model, BaseRetriever):
+        try:
+            return model.test_step(pseudo_collate([item]))[0], None
+        # Models fail to predict in many ways. The network itself is run again below,
+        # and fails again if it is to blame.
+        except Exception as error:
+            failure = error
+    data = model.data_preprocessor(pseudo_collate([item]), False)
+    model(**data, mode='tensor')
+    return item['data_samples'], failure
+
+
 def predict_sampling(
-    model: BaseModel, items: Iterable[dict], classes: Sequence[str] = ()
+    model: BaseModel,
+    items: Iterable[dict],
+    classes: Sequence[str] = (),
+    channels: Sequence[int] | None = None,
 ) -> SampledImages:
     """Run a model on images and title each with what was predicted.
 
@@ -91,6 +133,7 @@ def predict_sampling(
         model (BaseModel): As in :func:`sample_images`.
         items (Iterable[dict]): As in :func:`sample_images`.
         classes (Sequence[str]): Class names for the titles. Defaults to ().
+        channels (Sequence[int], optional): As in :func:`sample_images`.
 
     Returns:
         SampledImages: Images, points and titles, in the order of ``items``.
@@ -98,7 +141,7 @@ def predict_sampling(
     Raises:
         ValueError: If the model has no or several samplers.
     """
-    sampled = sample_images(model, items)
+    sampled = sample_images(model, items, channels)
     return SampledImages(
         [each.image for each in sampled],
         [each.trajectory for each in sampled],
@@ -114,15 +157,19 @@ def title_of(prediction: BaseDataElement, classes: Sequence[str]) -> str:
         classes (Sequence[str]): Class names; labels beyond them stay numbers.
 
     Returns:
-        str: Such as 'cat (93%), truth: dog'; empty for a detector.
+        str: Such as 'cat (93%), truth: dog', for each task where there are several;
+        empty for a detector.
     """
+    if isinstance(prediction, MultiTaskDataSample):
+        tasks = ((task, title_of(each, ())) for task, each in prediction.items())
+        return '; '.join(f'{task}: {title}' for task, title in tasks if title)
     if 'pred_score' not in prediction:
         return ''
     label = int(prediction.pred_score.argmax())
     title = f'{class_name(label, classes)} ({prediction.pred_score[label]:.0%})'
     if 'gt_label' in prediction:
         truth = (class_name(label, classes) for label in prediction.gt_label.tolist())
-        title += f', truth: {" + ".join(truth)}'
+        title += f', truth: {" + ".join(truth) or "none"}'
     return title
 
 
@@ -132,19 +179,25 @@ def class_name(label: int, classes: Sequence[str]) -> str:
     return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + '…'
 
 
-def _rgb_image(item: dict, data_preprocessor: nn.Module) -> np.ndarray:
-    """The network's input before normalisation and padding, (H, W, 3) in RGB."""
-    # Files are read as BGR, whatever the network wants; the arrays of a data set such
-    # as CIFAR are RGB already, and then the network does not convert them.
-    converts = any(
-        getattr(data_preprocessor, name, False)
-        for name in ('to_rgb', '_channel_conversion')
-    )
-    image = item['inputs']
-    if converts or 'img_path' in item['data_samples']:
-        image = image.flip(0)
-    # Grey images get three equal channels.
-    return image.expand(3, -1, -1).permute(1, 2, 0).numpy()
+def to_image(inputs: Tensor, channels: Sequence[int]) -> np.ndarray:
+    """The network's input before normalisation and padding, for a picture.
+
+    Args:
+        inputs (Tensor): Of shape (C, H, W). What is not from 0 to 255 is scaled.
+        channels (Sequence[int]): Where red, green and blue are; images without them
+            are shown in grey.
+
+    Returns:
+        np.ndarray: RGB image of shape (H, W, 3), uint8.
+    """
+    inputs = inputs.detach().cpu()
+    inputs = inputs[list(channels[:3])] if len(inputs) > 2 else inputs[:1]
+    if inputs.dtype != torch.uint8:
+        low, high = inputs.min(), inputs.max()
+        if low < 0 or high > 255 or high <= 1:
+            inputs = (inputs - low) / (high - low).clamp(min=1e-6) * 255
+        inputs = inputs.round().to(torch.uint8)
+    return inputs.expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 
 @contextlib.contextmanager

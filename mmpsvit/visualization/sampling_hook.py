@@ -13,9 +13,11 @@ from mmengine.hooks import Hook, LoggerHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner, autocast
 from torch import nn
+from torch.utils.data import Dataset
 
 from mmpsvit.registry import HOOKS
 
+from .file_pipeline import MODES, find_channels, first_view, innermost
 from .prediction import predict_sampling, spread_indices
 from .sampling import figure_to_rgb, find_sampler, sampling_figure
 
@@ -75,6 +77,7 @@ class SamplingVisualizationHook(Hook):
         self.indices = indices
         self._rounds = 0
         self._items: list[dict] = []
+        self._channels: list[int] | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Check network and indices before the first epoch rather than after it."""
@@ -92,16 +95,21 @@ class SamplingVisualizationHook(Hook):
             return
         model = _unwrap(runner.model)
         dataset = runner.val_dataloader.dataset
-        classes = getattr(dataset, 'metainfo', {}).get('classes') or ()
+        classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
         with (
             _restored_random_state(next(model.parameters()).device),
             autocast(enabled=getattr(runner.val_loop, 'fp16', False)),
         ):
             if not self._items:
                 # Kept, so that a pipeline with random steps shows the same images too.
-                self._items = [dataset[index] for index in self._choose(len(dataset))]
+                self._items = [
+                    first_view(dataset[index]) for index in self._choose(len(dataset))
+                ]
+                self._channels = _channels_of(dataset, len(self._items[0]['inputs']))
             # Models write into the samples they get.
-            sampled = predict_sampling(model, copy.deepcopy(self._items), classes)
+            sampled = predict_sampling(
+                model, copy.deepcopy(self._items), classes, self._channels
+            )
 
         step = _step(runner)
         picture = figure_to_rgb(sampling_figure(*sampled))
@@ -135,6 +143,14 @@ class SamplingVisualizationHook(Hook):
                 f'{type(self).__name__}: indices must be in [0, {total - 1}], the '
                 f'images of the validation data set, got {self.indices}'
             )
+
+
+def _channels_of(dataset: Dataset, count: int) -> list[int] | None:
+    """Where a data set has the colours of its images, see :func:`find_channels`."""
+    inner = innermost(dataset)
+    if count not in MODES or not hasattr(inner, 'pipeline'):
+        return None
+    return find_channels(inner.pipeline, MODES[count], inner.get_data_info(0))
 
 
 def mean_displacements(trajectories: Sequence[np.ndarray]) -> np.ndarray:

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmpretrain import ImageClassificationInferencer
 from PIL import Image
 
-pytest.importorskip('gradio', reason='the demo needs gradio: pip install -e .[demo]')
+pytest.importorskip('gradio', reason='the page needs gradio: pip install -e .[app]')
 
 CONFIG = 'configs/cluttered_digits/psvit.py'
 CHECKPOINT = 'work_dirs/demo/iter_2.pth'
@@ -97,6 +97,71 @@ def test_photos_are_turned_and_shrunk(looker, tmp_path):
     look = looker.look(str(tmp_path / 'photo.jpg'), CONFIG, CHECKPOINT)
     assert look.image.shape == (1024, 256, 3)
     assert look.image[..., 0].min() > 200 > 50 > look.image[..., 2].max()
+
+
+def test_what_is_not_decoded(demo, looker, tmp_path):
+    """No decoder gets a file that could announce another size than it has."""
+    large = Image.new('1', (10000, 6000))
+    large.save(tmp_path / 'large.png')
+    Image.new('RGB', (64, 64)).save(tmp_path / 'image.tif')
+    Image.new('RGB', (64, 64)).save(tmp_path / 'tiff_inside.png', format='TIFF')
+    Image.new('RGB', (2000, 10)).save(tmp_path / 'thin.png')
+    for name, message in {
+        'large.png': 'large.png has 10000 x 6000 pixels, allowed are 50,000,000.',
+        'image.tif': 'image.tif cannot be read as an image (JPEG, PNG, WEBP, BMP).',
+        'tiff_inside.png': 'tiff_inside.png cannot be read as an image',
+        'thin.png': 'thin.png is too narrow',
+    }.items():
+        with pytest.raises(demo('looker').LookError) as raised:
+            looker.look(str(tmp_path / name), CONFIG, CHECKPOINT)
+        assert message in str(raised.value)
+
+
+def test_the_pipeline_never_gets_the_upload(demo, tmp_path):
+    """It reads a file that was written from the decoded pixels."""
+    read = []
+
+    def pipeline(results: dict) -> dict:
+        read.append((results['img_path'], Image.open(results['img_path']).format))
+        return results
+
+    network = demo('looker').Network(None, [], pipeline, None)
+    Image.new('RGB', (64, 48), (200, 100, 50)).save(tmp_path / 'mine.bmp')
+    results = demo('looker').pack_image(network, str(tmp_path / 'mine.bmp'))
+    ((path, kind),) = read
+    assert kind == 'PNG' and str(tmp_path / 'mine.bmp') != path
+    assert (results['img'] == (200, 100, 50)).all()
+
+
+def test_grey_images_of_16_bits(demo, tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    Image.fromarray(ramp).save(tmp_path / 'grey.png')
+    image = np.asarray(demo('looker').decode(str(tmp_path / 'grey.png')))
+    assert (image == ramp >> 8).all()
+
+
+def test_lazy_config(looker, checkout):
+    """Types may be classes."""
+    (checkout / 'configs' / 'lazy.py').write_text(
+        'from mmengine.config import read_base\n'
+        'from mmpretrain.datasets import LoadImageFromFile, PackInputs\n'
+        'from mmpretrain.models import ClsDataPreprocessor, ImageClassifier\n'
+        'from mmpsvit import ProgressiveSampling, PSViT, PSViTClsHead\n'
+        'model = dict(type=ImageClassifier, backbone=dict(type=PSViT, arch=dict(\n'
+        '    embed_dims=96, num_layers=6, num_heads=3, feedforward_channels=288,\n'
+        '    stem_base_channels=32, stem_channels=(96, 96)),\n'
+        '    sampler=dict(type=ProgressiveSampling, num_iters=4, num_points=6)),\n'
+        '    head=dict(type=PSViTClsHead, num_classes=10, in_channels=96))\n'
+        'data_preprocessor = dict(type=ClsDataPreprocessor, to_rgb=True,\n'
+        '    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])\n'
+        'test_dataloader = dict(dataset=dict(pipeline=[\n'
+        '    dict(type=LoadImageFromFile), dict(type=PackInputs)]))\n'
+    )
+    image = looker.examples()[0]
+    expected = looker.look(image, CONFIG, CHECKPOINT)
+    look = looker.look(image, 'configs/lazy.py', CHECKPOINT)
+    assert look.scores == pytest.approx(expected.scores)
+    np.testing.assert_array_equal(look.image, expected.image)
 
 
 def test_replaced_checkpoint_is_loaded_again(looker, checkout):

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
-pytest.importorskip('gradio', reason='the demo needs gradio: pip install -e .[demo]')
+pytest.importorskip('gradio', reason='the page needs gradio: pip install -e .[app]')
 webdriver = pytest.importorskip('selenium.webdriver')
 
 from selenium.webdriver.common.by import By  # noqa: E402

@@ -10,10 +10,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import BaseTransform, CenterCrop
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from mmpretrain.apis import ImageClassificationInferencer
-from mmpretrain.models.utils import ClsDataPreprocessor
+from mmpretrain.datasets import ResizeEdge
 from PIL import Image
 from stack import needs_new_torch
 
@@ -209,25 +211,37 @@ def test_fixed_batch_and_point_stride(run_here, network, images, tmp_path, capsy
     check(scores, arrays, files, names)
 
 
-@pytest.mark.parametrize('suffix', ['.onnx', '.pt2'])
-@pytest.mark.parametrize('shape', [(224, 224), (256, 192)])
-def test_sizes_and_batches(suffix, shape, run_here, network, images, tmp_path):
-    """One file for every batch; 224 pixels without being told."""
-    names = network()
-    out = tmp_path / f'psvit{suffix}'
-    option = [] if shape == (224, 224) else ['--shape', *shape]
-    run_here(*names, '--out', out, '--dynamic-batch', *option)
-    if suffix == '.pt2':
-        program = torch.export.load(out).module()
-    else:
-        session = onnxruntime.InferenceSession(out)
-    for count in (1, 5):
-        files, arrays = images(count, *shape)
-        if suffix == '.pt2':
-            scores = program(torch.from_numpy(arrays)).numpy()
-        else:
-            (scores,) = session.run(['scores'], {'images': arrays})
-        check(scores, arrays, files, names)
+def test_size_and_colours_of_the_test_pipeline(run_here, network, images, tmp_path):
+    """Without --shape, what the pipeline makes of an image; through a wrapper."""
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='ResizeEdge', scale=48, edge='short', backend='pillow'),
+        dict(type='CenterCrop', crop_size=(40, 32)),
+        dict(type='NumpyToPIL', to_rgb=True),
+        dict(type='PILToNumpy'),
+        dict(type='PackInputs'),
+    ]
+    one = dict(type='CustomDataset', data_root='none', pipeline=pipeline)
+    names = network(
+        **{
+            'test_dataloader.dataset': dict(
+                _delete_=True, type='KFoldDataset', dataset=one
+            )
+        }
+    )
+    out = tmp_path / 'psvit.pt2'
+    run_here(*names, '--out', out)
+    # The inferencer takes the outermost pipeline.
+    config = Config.fromfile(names[0])
+    config.test_dataloader.dataset = one
+    config.dump(names[0])
+    files, arrays = images(1, 40, 32)
+    resized = ResizeEdge(48, 'short', backend='pillow')
+    array = arrays[0].transpose(1, 2, 0).astype(np.uint8)
+    array = CenterCrop((40, 32))(resized(dict(img=array)))['img']
+    arrays = array.transpose(2, 0, 1)[None].astype(np.float32)
+    scores = torch.export.load(out).module()(torch.from_numpy(arrays)).numpy()
+    check(scores, arrays, files, names)
 
 
 def test_program(run_here, network, images, root, tmp_path, monkeypatch, capsys):
@@ -267,17 +281,99 @@ def test_program(run_here, network, images, root, tmp_path, monkeypatch, capsys)
     assert normalisation == dict(in_graph=True, mean=MEAN[::-1], std=STD[::-1])
 
 
+LOAD = dict(type='LoadImageFromFile')
+
+
 @pytest.mark.parametrize('to_rgb', [False, True])
 @pytest.mark.parametrize(
-    ('first_step', 'gives_bgr'),
-    [('LoadImageFromFile', True), ('PackInputs', False)],
+    ('steps', 'mode'),
+    [
+        ([LOAD], 'RGB'),
+        ([LOAD, dict(type='ToPIL', to_rgb=True), dict(type='ToNumpy')], 'RGB'),
+        # Arrays, such as of CIFAR.
+        ([], 'RGB'),
+        ([dict(LOAD, color_type='grayscale')], 'L'),
+        ([dict(LOAD, color_type='unchanged')], 'RGBA'),
+    ],
 )
-def test_colours(tool, first_step, gives_bgr, to_rgb):
-    """The network sees what the data set gives, or that swapped."""
-    dataset = dict(pipeline=[dict(type=first_step)])
-    cfg = Config(dict(test_dataloader=dict(dataset=dataset)))
-    preprocessor = ClsDataPreprocessor(to_rgb=to_rgb)
-    assert tool.takes_bgr_images(cfg, preprocessor) == (gives_bgr != to_rgb)
+def test_colours(tool, steps, mode, to_rgb, tmp_path):
+    """From Pillow's pixels, what a data set and the classifier make of the file."""
+    count = len(mode)
+    sampler = dict(num_points=3, num_iters=2)
+    backbone = dict(type='mmpsvit.PSViT', arch=ARCH, sampler=sampler, in_channels=count)
+    head = dict(type='mmpsvit.PSViTClsHead', num_classes=3, in_channels=24)
+    preprocessor = dict(mean=MEAN[:1], std=STD[:1])
+    if count == 3:
+        preprocessor = dict(mean=MEAN, std=STD)
+    pipeline = [*steps, dict(type='PackInputs')]
+    cfg = Config(
+        dict(
+            model=dict(type='ImageClassifier', backbone=backbone, head=head),
+            test_dataloader=dict(dataset=dict(type='X', pipeline=pipeline)),
+        )
+    )
+    init_default_scope('mmpretrain')
+    model = dict(cfg.model, data_preprocessor=dict(preprocessor, to_rgb=to_rgb))
+    classifier = MODELS.build(model).eval()
+    torch.nn.init.normal_(classifier.head.layers.head.weight, std=0.3)
+
+    rng = np.random.default_rng(0)
+    shape = (40, 32, count) if count > 1 else (40, 32)
+    pixels = rng.integers(256, size=shape, dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / 'image.png')
+    info = dict(img_path=str(tmp_path / 'image.png'))
+    if not steps:
+        info['img'] = pixels
+    (sample,) = classifier.test_step(pseudo_collate([Compose(pipeline)(info)]))
+
+    files = tool.FilePipeline(cfg, count)
+    scorer = tool.ScoringClassifier(classifier, files.channels)
+    images = torch.from_numpy(pixels.reshape(40, 32, count)).permute(2, 0, 1)[None]
+    scores = scorer(images.float())[0]
+    torch.testing.assert_close(scores, sample.pred_score, rtol=1e-4, atol=1e-6)
+    if count == 3:
+        swapped = scorer(images.flip(1).float())[0]
+        assert (swapped - scores).abs().max() > 1e-3
+
+    # The examples are the same images in the two orders.
+    items, examples = tool.make_examples(files, 2, (40, 32))
+    for item, example in zip(items, examples, strict=True):
+        assert torch.equal(item['inputs'], example[scorer.order])
+    metadata = tool.describe(classifier.data_preprocessor, files, [])
+    assert f', {mode}, 0 to 255' in metadata['input']
+    if count == 3:
+        mean = json.loads(metadata['normalisation'])['mean']
+        sees_rgb = to_rgb != (files.channels == [0, 1, 2])
+        assert mean == (MEAN if sees_rgb else MEAN[::-1])
+
+
+@TRANSFORMS.register_module()
+class SwapGreen(BaseTransform):
+    """Changes colours in a way that no order of channels explains."""
+
+    def transform(self, results: dict) -> dict:
+        results['img'] = results['img'].copy()
+        results['img'][..., 1] = 255 - results['img'][..., 1]
+        return results
+
+
+def test_what_differs_from_testing_is_not_written(run_here, network, tmp_path):
+    names = network(
+        **{
+            'test_dataloader.dataset.pipeline': [
+                LOAD,
+                dict(type='mmengine.SwapGreen'),
+                dict(type='PackInputs'),
+            ]
+        }
+    )
+    out = tmp_path / 'psvit.pt2'
+    # As if the file of before stood there.
+    out.write_text('before')
+    with pytest.raises(SystemExit, match='from what testing computes'):
+        run_here(*names, '--out', out, '--shape', 32)
+    assert out.read_text() == 'before'
+    assert not list(tmp_path.glob('.*.pt2'))
 
 
 def test_points_anywhere(tmp_path):
@@ -310,27 +406,6 @@ def test_points_anywhere(tmp_path):
     assert (samples[~inside.numpy()] == 0).all()
 
 
-def test_nothing_is_left_of_a_wrong_file(
-    tool, run_here, network, tmp_path, monkeypatch
-):
-    names = network()
-    out = tmp_path / 'psvit.pt2'
-    # As if the file of before stood there, and the new one computed something else.
-    out.write_text('before')
-    monkeypatch.setitem(
-        tool.FORMATS,
-        '.pt2',
-        (
-            tool.write_program,
-            lambda path: lambda images: tool.open_program(path)(images) + 2e-4,
-        ),
-    )
-    with pytest.raises(SystemExit, match='scores differ from the classifier by'):
-        run_here(*names, '--out', out, '--shape', 32)
-    assert out.read_text() == 'before'
-    assert not list(tmp_path.glob('.*.pt2'))
-
-
 def test_mistakes(tool, run_here, network, tmp_path, monkeypatch, capsys):
     config, checkpoint = network()
 
@@ -345,13 +420,12 @@ def test_mistakes(tool, run_here, network, tmp_path, monkeypatch, capsys):
     names = (config, checkpoint)
     for out, words in {
         'a.engine': 'argument --out: must end in .onnx or .pt2, got a.engine',
-        'nowhere/a.onnx': 'argument --out: folder nowhere does not exist',
     }.items():
         assert words in message(*names, **{'--out': out})
     assert 'H W or one number > 0, got [0]' in message(*names, **{'--shape': 0})
     assert 'must be > 0, got 0' in message(*names, **{'--batch-size': 0})
     assert 'argument config: none.py' in message('none.py', checkpoint)
-    assert 'argument checkpoint: no file none.pth' in message(config, 'none.pth')
+    assert 'argument checkpoint: none.pth does not exist' in message(config, 'none.pth')
 
     monkeypatch.setattr(tool, 'ONNX_PACKAGES', ('onnx', 'onnx_is_missing_here'))
     assert 'pip install onnx_is_missing_here' in message(*names)

@@ -152,3 +152,18 @@ def test_published_sizes_are_recognised(name, root):
     weights, arch = converter.convert(theirs)
     assert arch == name
     assert len(weights) == len(theirs)
+
+
+def test_safetensors(figures, state, run_tool, tmp_path):
+    safetensors = pytest.importorskip('safetensors.torch')
+    safetensors.save_file(
+        {key: value.contiguous() for key, value in state.items()},
+        tmp_path / 'theirs.safetensors',
+    )
+    run_tool(TOOL, 'theirs.safetensors', 'ours.pth')
+    logits = logits_of(tmp_path / 'ours.pth', figures['in/images'])
+    assert (logits - figures['out/logits']).abs().max() < 1e-9
+
+    (tmp_path / 'damaged.safetensors').write_bytes(b'damaged')
+    output = run_tool(TOOL, 'damaged.safetensors', 'no.pth', code=1)
+    assert 'cannot be read' in output and 'Traceback' not in output

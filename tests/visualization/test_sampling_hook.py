@@ -78,8 +78,8 @@ def drawn(monkeypatch):
     """What the hook gave to be drawn, round by round; nothing is drawn in earnest."""
     rounds = []
 
-    def predict(model, items, classes):
-        sampled = predict_sampling(model, items, classes)
+    def predict(model, items, classes, channels):
+        sampled = predict_sampling(model, items, classes, channels)
         rounds.append((sampled, {k: v.clone() for k, v in model.state_dict().items()}))
         return sampled
 
@@ -330,6 +330,24 @@ def test_colours_of_arrays():
     ]
     images = predict_sampling(detector, items).images
     assert [image[0, 0].tolist() for image in images] == [[30, 20, 10], [10, 20, 30]]
+
+
+def test_colours_of_a_wrapped_data_set(config, drawn):
+    """Transforms may swap colours; the images are shown as the files have them."""
+    cfg = config()
+    dataset = cfg.val_dataloader.dataset
+    load, pack = dataset.pipeline
+    swap = [dict(type='NumpyToPIL', to_rgb=True), dict(type='PILToNumpy')]
+    dataset.pipeline = [load, *({'_scope_': 'mmpretrain', **s} for s in swap), pack]
+    cfg.val_dataloader.dataset = dict(
+        type='mmpretrain.KFoldDataset', num_splits=2, dataset=dataset, test_mode=True
+    )
+    runner = Runner.from_cfg(cfg)
+    runner.val()
+    ((sampled, _),) = drawn
+    for index, image in enumerate(sampled.images):
+        path = runner.val_dataloader.dataset.get_data_info(index)['img_path']
+        assert (np.asarray(Image.open(path)) == image).all()
 
 
 @pytest.mark.parametrize(

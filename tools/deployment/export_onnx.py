@@ -6,9 +6,11 @@
         --dynamic-batch --shape 256 192
 
 The graph takes ``images``, float32 (B, 3, H, W), RGB, 0 to 255, and gives ``scores``,
-float32 (B, classes), after the softmax. The normalisation of the data preprocessor is
-a part of it; resizing and cropping are not. Class names and mean and std are in the
-metadata. The file is run and compared with the classifier before it gets its name.
+float32 (B, classes), after the softmax; a network of one channel takes grey images,
+one of four RGBA. The normalisation of the data preprocessor is a part of it; resizing
+and cropping are not. Class names and mean and std are in the metadata. The file is run
+on image files and compared with what testing computes from them before it gets its
+name.
 """
 
 # isort: off
@@ -19,27 +21,35 @@ import argparse
 import copy
 import importlib.util
 import json
-import os
+import random
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config, DictAction
+from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
+from mmengine.registry import DATASETS
 from mmpretrain.models import ClsHead, ImageClassifier
 from mmpretrain.models.utils import ClsDataPreprocessor
-from mmpretrain.registry import DATASETS
+from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from mmpsvit.cli import read_config, run_main
+from mmpsvit.cli import check_file, read_config, run_main
 from mmpsvit.compat import IS_NEW_TORCH
-from mmpsvit.guard import load_checkpoint
-from mmpsvit.visualization import build_trained
+from mmpsvit.guard import load_checkpoint, write_atomically
+from mmpsvit.visualization import (
+    FilePipeline,
+    build_trained,
+    in_channels,
+    testing_dataset,
+)
 
 # What torch.onnx itself writes; other versions are conversions of it.
 OPSET = 18
@@ -59,21 +69,22 @@ class ScoringClassifier(nn.Module):
 
     Args:
         classifier (ImageClassifier): The classifier, in eval mode; it is copied.
-        takes_bgr (bool): Whether its network wants BGR images.
+        channels (list[int]): For each channel of the images the one that it becomes in
+            what the data set gives the classifier.
     """
 
-    def __init__(self, classifier: ImageClassifier, takes_bgr: bool) -> None:
+    def __init__(self, classifier: ImageClassifier, channels: list[int]) -> None:
         super().__init__()
         self.classifier = copy.deepcopy(classifier)
-        # For the preprocessor, to_rgb means to swap the colours.
-        self.classifier.data_preprocessor.to_rgb = takes_bgr
+        self.order = [channels.index(place) for place in range(len(channels))]
         if hasattr(self.classifier.backbone, 'switch_to_deploy'):
             self.classifier.backbone.switch_to_deploy()
         self.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Turn images (B, 3, H, W), RGB, 0 to 255, into scores (B, classes)."""
-        inputs = self.classifier.data_preprocessor(dict(inputs=images))['inputs']
+        """Turn images (B, C, H, W), 0 to 255, into scores (B, classes)."""
+        inputs = images[:, self.order]
+        inputs = self.classifier.data_preprocessor(dict(inputs=inputs))['inputs']
         return self.classifier(inputs).softmax(dim=1)
 
 
@@ -103,8 +114,8 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
         '--shape',
         nargs='+',
         type=int,
-        default=[224],
-        help='size of the images: H W, or one number (default: 224)',
+        help='size of the images: H W, or one number (default: what the test pipeline '
+        'makes of 224 x 224)',
     )
     parser.add_argument(
         '--cfg-options',
@@ -113,93 +124,74 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
         help='settings of the config to override, as key=value',
     )
     args = parser.parse_args()
-    if len(args.shape) > 2 or min(args.shape) < 1:
-        parser.error(f'argument --shape: H W or one number > 0, got {args.shape}')
-    args.shape = tuple(args.shape if len(args.shape) == 2 else args.shape * 2)
+    if args.shape is not None:
+        if len(args.shape) > 2 or min(args.shape) < 1:
+            parser.error(f'argument --shape: H W or one number > 0, got {args.shape}')
+        args.shape = (args.shape[0], args.shape[-1])
     if args.dynamic_batch and args.batch_size is not None:
         parser.error('argument --batch-size: not with --dynamic-batch')
     if args.batch_size is not None and args.batch_size < 1:
         parser.error(f'argument --batch-size: must be > 0, got {args.batch_size}')
     if not IS_NEW_TORCH:
         parser.error(f'exporting needs PyTorch >= 2.6, got {torch.__version__}')
-    _check_out(parser, Path(args.out))
-    if not Path(args.checkpoint).is_file():
-        parser.error(f'argument checkpoint: no file {args.checkpoint}')
+    if (suffix := Path(args.out).suffix) not in FORMATS:
+        parser.error(f'argument --out: must end in .onnx or .pt2, got {args.out}')
+    needed = ONNX_PACKAGES if suffix == '.onnx' else ()
+    if missing := [name for name in needed if not importlib.util.find_spec(name)]:
+        parser.error(
+            f'argument --out: .onnx needs {", ".join(missing)}, not installed: '
+            f'pip install {" ".join(missing)}'
+        )
+    check_file(parser, 'checkpoint', args.checkpoint)
     return args, read_config(parser, args.config, args.cfg_options)
-
-
-def _check_out(parser: argparse.ArgumentParser, out: Path) -> None:
-    if out.suffix not in ('.onnx', '.pt2'):
-        parser.error(f'argument --out: must end in .onnx or .pt2, got {out}')
-    if not out.parent.is_dir():
-        parser.error(f'argument --out: folder {out.parent} does not exist')
-    if out.is_dir():
-        parser.error(f'argument --out: {out} is a folder')
-    if out.suffix == '.onnx':
-        missing = [name for name in ONNX_PACKAGES if not importlib.util.find_spec(name)]
-        if missing:
-            parser.error(
-                f'argument --out: .onnx needs {", ".join(missing)}, not installed: '
-                f'pip install {" ".join(missing)}'
-            )
 
 
 def check_model(model: nn.Module) -> None:
     """Raise an ExportError if a model is none that this tool exports."""
-    parts = {
-        'model': (model, ImageClassifier),
-        'model.data_preprocessor': (model.data_preprocessor, ClsDataPreprocessor),
-        'model.head': (getattr(model, 'head', None), ClsHead),
-    }
-    for name, (part, kind) in parts.items():
+    for name, kind in {
+        '': ImageClassifier,
+        '.data_preprocessor': ClsDataPreprocessor,
+        '.head': ClsHead,
+    }.items():
+        part = getattr(model, name[1:], None) if name else model
         if not isinstance(part, kind):
             raise ExportError(
-                f'{name} of the config must be a {kind.__name__} of MMPretrain '
+                f'model{name} of the config must be a {kind.__name__} of MMPretrain '
                 f'(one class per image), got {type(part).__name__}'
             )
 
 
 def find_class_names(cfg: Config) -> list[str]:
-    """The names of the classes that the config's data sets know; may be none."""
-    candidates = []
-    for name in ('test_dataloader', 'val_dataloader', 'train_dataloader'):
-        dataset = _dataset_of(cfg, name)
-        candidates.append((dataset.get('metainfo') or {}).get('classes'))
-        kind = dataset.get('type')
-        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
-        candidates.append(getattr(kind, 'METAINFO', {}).get('classes'))
-    # A string would be the name of a file.
-    found = (names for names in candidates if isinstance(names, list | tuple))
-    return list(next(found, ()))
-
-
-def takes_bgr_images(cfg: Config, preprocessor: ClsDataPreprocessor) -> bool:
-    """Whether the network sees BGR.
-
-    Images read from files are BGR, those of data sets that hold arrays, such as CIFAR,
-    are RGB; the preprocessor may swap either.
-    """
-    pipeline = _dataset_of(cfg, 'test_dataloader').get('pipeline', ())
-    reads_files = any('LoadImageFromFile' in str(step['type']) for step in pipeline)
-    return reads_files != preprocessor.to_rgb
-
-
-def _dataset_of(cfg: Config, dataloader: str) -> dict:
-    return (cfg.get(dataloader) or {}).get('dataset') or {}
+    """The names of the classes that the config's test data set knows; may be none."""
+    dataset = testing_dataset(cfg)
+    while inner := dataset.get('dataset') or next(iter(dataset.get('datasets', ())), 0):
+        dataset = inner
+    kind = dataset.get('type')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    for metainfo in (dataset.get('metainfo'), getattr(kind, 'METAINFO', None)):
+        names = (metainfo or {}).get('classes')
+        # A string would be the name of a file.
+        if isinstance(names, list | tuple):
+            return list(names)
+    return []
 
 
 def describe(
-    preprocessor: ClsDataPreprocessor, takes_bgr: bool, classes: list[str]
+    preprocessor: ClsDataPreprocessor, pipeline: FilePipeline, classes: list[str]
 ) -> dict[str, str]:
     """The metadata of a file: what its graph takes and gives."""
+    channels = pipeline.channels
+    if preprocessor.to_rgb and len(channels) == 3:
+        channels = [2 - place for place in channels]
     normalisation = dict(in_graph=True)
     for name in ('mean', 'std'):
         values = getattr(preprocessor, name, None)
         if values is not None:
-            values = values.flatten()
-            normalisation[name] = (values.flip(0) if takes_bgr else values).tolist()
+            values = values.flatten().expand(len(channels))
+            normalisation[name] = values[channels].tolist()
+    count, mode = len(channels), pipeline.mode
     metadata = dict(
-        input='images: float32 (batch, 3, height, width), RGB, 0 to 255',
+        input=f'images: float32 (batch, {count}, height, width), {mode}, 0 to 255',
         output='scores: float32 (batch, classes), after softmax',
         normalisation=json.dumps(normalisation),
         mmpsvit_version=mmpsvit.__version__,
@@ -282,26 +274,64 @@ def open_program(path: Path) -> Callable[[Tensor], Tensor]:
 FORMATS = {'.onnx': (write_onnx, open_onnx), '.pt2': (write_program, open_program)}
 
 
-def make_images(count: int, shape: tuple[int, int]) -> Tensor:
-    """Smooth random RGB images with whole numbers from 0 to 255, always the same."""
-    generator = torch.Generator().manual_seed(count)
-    coarse = torch.randint(256, (count, 3, 8, 8), generator=generator).float()
-    return F.interpolate(coarse, shape, mode='bilinear').round()
+def make_examples(
+    pipeline: FilePipeline, count: int, shape: tuple[int, int] | None
+) -> tuple[list[dict], Tensor]:
+    """Write colourful image files, and pass them through the test pipeline.
+
+    Args:
+        pipeline (FilePipeline): The pipeline.
+        count (int): How many.
+        shape (tuple[int, int], optional): Height and width of the files, and of what
+            is made of them; otherwise files of 224 x 224.
+
+    Returns:
+        tuple[list[dict], Tensor]: What testing gives the classifier for each; and the
+        same images (B, C, H, W) in the colours of the files. Those are found without
+        knowledge of the pipeline: each colour passes it as a file of its own that has
+        this colour in all channels, so that it comes out the same wherever it is put.
+    """
+    generator = np.random.default_rng(count)
+    mode, bands = pipeline.mode, len(pipeline.mode)
+    items, images = [], []
+
+    def pack(image: Image.Image, path: Path) -> dict:
+        image.save(path)
+        # For pipelines with random steps.
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        item = pipeline(path)
+        inputs = item['inputs'].float()
+        if shape not in (None, tuple(inputs.shape[-2:])):
+            inputs = F.interpolate(inputs[None], shape, mode='bilinear')[0].round()
+        return dict(item, inputs=inputs)
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / 'image.png'
+        for _ in range(count):
+            coarse = generator.integers(256, size=(bands, 8, 8), dtype=np.uint8)
+            size = (shape or (224, 224))[::-1]
+            planes = [Image.fromarray(plane).resize(size) for plane in coarse]
+            items.append(pack(Image.merge(mode, planes), path))
+            alone = [pack(Image.merge(mode, [plane] * bands), path) for plane in planes]
+            images.append(torch.stack([item['inputs'][0] for item in alone]))
+    return items, torch.stack(images)
 
 
 def compare(
     run: Callable[[Tensor], Tensor],
     classifier: ImageClassifier,
+    items: list[dict],
     images: Tensor,
-    swaps: bool,
 ) -> float:
-    """Hold the scores of an exported file against the classifier's own.
+    """Hold the scores of an exported file against those of testing.
 
     Args:
         run (Callable[[Tensor], Tensor]): Runs the file.
         classifier (ImageClassifier): The classifier.
-        images (Tensor): RGB images (B, 3, H, W).
-        swaps (bool): Whether the classifier's data set gives it BGR images.
+        items (list[dict]): Images as the data set gives them.
+        images (Tensor): The same (B, C, H, W) for the file.
 
     Returns:
         float: The largest difference of a score, as a part of the largest score of the
@@ -310,8 +340,7 @@ def compare(
     Raises:
         ExportError: If the file cannot be run on these images.
     """
-    inputs = images.flip(1) if swaps else images
-    samples = classifier.test_step(dict(inputs=list(inputs)))
+    samples = classifier.test_step(pseudo_collate(items))
     expected = torch.stack([sample.pred_score for sample in samples])
     try:
         scores = run(images)
@@ -328,60 +357,60 @@ def compare(
 
 @torch.no_grad()
 def export(args: argparse.Namespace, cfg: Config) -> None:
-    """Write the file under a temporary name, compare, then give it its name."""
+    """Write the file, compare, and only then give it its name."""
     # Otherwise the library's remarks on the model hide the tool's own lines.
     MMLogger.get_instance('export_onnx', log_level='WARNING')
     checkpoint = load_checkpoint(args.checkpoint, 'cpu')
     classifier, names = build_trained(cfg, checkpoint, args.checkpoint)
     check_model(classifier)
-    preprocessor = classifier.data_preprocessor
-    takes_bgr = takes_bgr_images(cfg, preprocessor)
-    scorer = ScoringClassifier(classifier, takes_bgr).eval()
+    pipeline = FilePipeline(cfg, in_channels(classifier))
     batch_sizes = [1, 5] if args.dynamic_batch else [args.batch_size or 1]
-    # An example of one image would fix the batch.
-    example = make_images(2 if args.dynamic_batch else batch_sizes[0], args.shape)
-    dynamic = ({0: torch.export.Dim('batch')},) if args.dynamic_batch else None
+    # A pipeline may fail in any way.
+    try:
+        items, images = make_examples(pipeline, max(batch_sizes), args.shape)
+    except Exception as error:
+        raise ExportError(
+            f"the config's test pipeline fails on an image file ({error!r})"
+        ) from error
+    if pipeline.channels is None:
+        raise ExportError(
+            f"the config's test pipeline gives {len(items[0]['inputs'])} channels for "
+            f'{pipeline.mode} images; it must give as many as the network takes'
+        )
 
+    scorer = ScoringClassifier(classifier, pipeline.channels).eval()
+    # An example of one image would fix the batch.
+    example = images[: 2 if args.dynamic_batch else batch_sizes[0]]
+    dynamic = ({0: torch.export.Dim('batch')},) if args.dynamic_batch else None
     num_classes = scorer(example).shape[1]
     names = names or find_class_names(cfg)
-    classes = names if len(names) == num_classes else []
-    metadata = describe(preprocessor, takes_bgr, [str(name) for name in classes])
+    classes = [str(name) for name in names] if len(names) == num_classes else []
+    metadata = describe(classifier.data_preprocessor, pipeline, classes)
 
-    target = Path(args.out)
-    temporary = target.with_name(f'.{os.getpid()}.{target.name}')
-    write, open_file = FORMATS[target.suffix]
-    swaps = takes_bgr != preprocessor.to_rgb
+    write, open_file = FORMATS[Path(args.out).suffix]
     errors = {}
-    try:
-        with tqdm(total=1 + len(batch_sizes), leave=False, disable=None) as progress:
-            progress.set_description('exporting')
-            sampling = write(scorer, example, dynamic, metadata, temporary)
-            run = open_file(temporary)
-            for size in batch_sizes:
-                progress.update()
-                progress.set_description(f'comparing a batch of {size}')
-                images = make_images(size, args.shape)
-                errors[size] = compare(run, classifier, images, swaps)
-        for size, error in errors.items():
-            print(f'largest relative error, batch of {size}: {error:.1e}')
-        if max(errors.values()) > TOLERANCE:
+    with write_atomically(args.out) as temporary:
+        sampling = write(scorer, example, dynamic, metadata, temporary)
+        run = open_file(temporary)
+        for size in batch_sizes:
+            errors[size] = compare(run, classifier, items[:size], images[:size])
+        if (worst := max(errors.values())) > TOLERANCE:
             raise ExportError(
-                f'the exported scores differ from the classifier by '
-                f'{max(errors.values()):.1e}, allowed is {TOLERANCE:.0e}; nothing is '
+                f'the exported scores differ by {worst:.1e} from what testing computes '
+                f'from the same image files, allowed is {TOLERANCE:.0e}; nothing is '
                 'written'
             )
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
+    for size, error in errors.items():
+        print(f'largest relative error, batch of {size}: {error:.1e}')
     batch = 'batch' if args.dynamic_batch else batch_sizes[0]
-    height, width = args.shape
     known = 'yes' if classes else f'no ({len(names)} names for {num_classes} scores)'
+    sizes = ', '.join(map(str, (batch, *images.shape[1:])))
     print(f'sampling: {sampling}')
-    print(f'input: images ({batch}, 3, {height}, {width}), RGB, 0 to 255')
+    print(f'input: images ({sizes}), {pipeline.mode}, 0 to 255')
     print(f'output: scores ({batch}, {num_classes})')
     print(f'class names: {known}')
-    print(f'written: {target}, {target.stat().st_size / 1e6:.1f} MB')
+    print(f'written: {args.out}, {Path(args.out).stat().st_size / 1e6:.1f} MB')
 
 
 def main() -> None:
@@ -392,7 +421,7 @@ def main() -> None:
         warnings.filterwarnings('ignore', message)
     try:
         export(args, cfg)
-    except ExportError as error:
+    except (ExportError, ValueError) as error:
         sys.exit(f'export_onnx.py: error: {error}')
 
 

@@ -3,9 +3,9 @@
 
     python tools/model_converters/psvit_to_mmpretrain.py SRC DST
 
-SRC is a plain state dict, or a training checkpoint that holds one under `state_dict`,
-`state_dict_ema` (`--ema`) or `model`. DST loads into `configs/psvit/{ti14,b14,...}.py`:
-no weight depends on the number of points.
+SRC is a plain state dict, also as `.safetensors`, or a training checkpoint that holds
+one under `state_dict`, `state_dict_ema` (`--ema`) or `model`. DST loads into
+`configs/psvit/{ti14,b14,...}.py`: no weight depends on the number of points.
 """
 
 # isort: off
@@ -14,18 +14,15 @@ import mmpsvit
 
 import argparse
 import hashlib
-import os
 import re
 import sys
-from collections import OrderedDict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mmpsvit import PSViT
-from mmpsvit.guard import CheckpointError, load_checkpoint
-from mmpsvit.models.backbones.arch import resolve_arch
+from mmpsvit.guard import CheckpointError, load_checkpoint, write_atomically
 
 # The authors' names and ours, first of the parts of a transformer layer.
 BLOCK_NAMES = {
@@ -71,18 +68,30 @@ class ConversionError(ValueError):
     """A checkpoint is not one of the authors' PS-ViT."""
 
 
+def read(path: Path) -> dict:
+    """Read a checkpoint; nothing in it is executed."""
+    if path.suffix != '.safetensors':
+        # Their trainer stores its command line in the checkpoint.
+        return load_checkpoint(path, 'cpu', allowed=(argparse.Namespace,))
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ConversionError('needs safetensors: pip install safetensors') from None
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ConversionError(f'it cannot be read ({error})') from None
+
+
 def pick_state_dict(checkpoint: dict, ema: bool) -> dict[str, Tensor]:
     """Find the weights in what the file holds."""
-    if ema:
-        if 'state_dict_ema' not in checkpoint:
-            raise ConversionError(
-                f'argument --ema: no state_dict_ema among {sorted(checkpoint)[:9]}'
-            )
-        state = checkpoint['state_dict_ema']
-    else:
-        keys = ('state_dict', 'model')
-        key = next((key for key in keys if key in checkpoint), None)
-        state = checkpoint if key is None else checkpoint[key]
+    if ema and 'state_dict_ema' not in checkpoint:
+        raise ConversionError(
+            f'argument --ema: no state_dict_ema among {sorted(checkpoint)[:9]}'
+        )
+    keys = ('state_dict_ema',) if ema else ('state_dict', 'model')
+    state = next((checkpoint[key] for key in keys if key in checkpoint), checkpoint)
     if not isinstance(state, dict) or not state:
         raise ConversionError('the file holds no state dict')
     strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
@@ -92,17 +101,9 @@ def pick_state_dict(checkpoint: dict, ema: bool) -> dict[str, Tensor]:
 
 
 def convert_name(key: str) -> str | None:
-    """Our name of one of their weights; None if we do not need it.
-
-    Raises:
-        ConversionError: If there is no such weight in PS-ViT.
-    """
-    if any(re.fullmatch(pattern, key) for pattern in DROPPED):
-        return None
-    for pattern, new in RENAMES:
-        if match := re.fullmatch(pattern, key):
-            return match.expand(new)
-    raise ConversionError(f'odd key {key}')
+    """Our name of one of their weights; None if there is no such weight in PS-ViT."""
+    matches = ((re.fullmatch(pattern, key), new) for pattern, new in RENAMES)
+    return next((match.expand(new) for match, new in matches if match), None)
 
 
 def swap_axes(key: str, value: Tensor) -> Tensor:
@@ -143,16 +144,15 @@ def convert(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | dict]:
     Raises:
         ConversionError: If keys are missing or odd, or shapes do not fit together.
     """
-    odd = []
-    converted = OrderedDict()
-    for key, value in state.items():
-        try:
-            name = convert_name(key)
-        except ConversionError:
-            odd.append(key)
-            continue
-        if name is not None:
-            converted[name] = swap_axes(key, value).contiguous()
+    needed = [
+        key for key in state if not any(re.fullmatch(drop, key) for drop in DROPPED)
+    ]
+    odd = [key for key in needed if convert_name(key) is None]
+    converted = {
+        convert_name(key): swap_axes(key, state[key]).contiguous()
+        for key in needed
+        if key not in odd
+    }
     absent = [key for key in REQUIRED if key not in state]
     if absent:
         raise ConversionError(f'this is no PS-ViT: missing: {absent}; odd: {odd[:9]}')
@@ -178,9 +178,9 @@ def convert(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | dict]:
         raise ConversionError(
             f'this is no PS-ViT: missing (our names): {missing[:9]}; odd: {odd[:9]}'
         )
-    zoo = PSViT.arch_zoo
-    published = [name for name in zoo if resolve_arch(name, zoo) == arch]
-    return converted, published[0] if published else arch
+    with torch.device('meta'):
+        names = [name for name in PSViT.arch_zoo if PSViT(name).arch == arch]
+    return converted, names[0] if names else arch
 
 
 def main() -> None:
@@ -198,9 +198,7 @@ def main() -> None:
     if target.exists():
         parser.error(f'argument dst: {target} exists and is not overwritten')
     try:
-        # Their trainer stores its command line in the checkpoint.
-        checkpoint = load_checkpoint(source, 'cpu', allowed=(argparse.Namespace,))
-        weights, arch = convert(pick_state_dict(checkpoint, args.ema))
+        weights, arch = convert(pick_state_dict(read(source), args.ema))
     except (CheckpointError, ConversionError) as error:
         sys.exit(f'psvit_to_mmpretrain.py: error: {source}: {error}')
 
@@ -211,10 +209,8 @@ def main() -> None:
         converted_by=f'mmpsvit {mmpsvit.__version__}',
         arch=arch,
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f'.{os.getpid()}.{target.name}')
-    torch.save(dict(state_dict=weights, meta=meta), temporary)
-    temporary.replace(target)
+    with write_atomically(target) as temporary:
+        torch.save(dict(state_dict=weights, meta=meta), temporary)
     print(f'{target}: PS-ViT, arch {arch}, {len(weights)} weights from {source.name}')
 
 

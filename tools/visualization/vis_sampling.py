@@ -5,6 +5,7 @@
 
 The picture shows the network's input (after resizing and cropping), the start grid
 (faint), the paths of the points (thin lines) and the points of the last iteration.
+Without IMAGE, images of the config's test data set are drawn.
 """
 
 # isort: off
@@ -12,22 +13,25 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 # isort: on
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from matplotlib.backend_bases import FigureCanvasBase
 from mmengine.config import Config, DictAction
-from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
+from mmengine.registry import DATASETS
 
-from mmpsvit.cli import read_config, run_main
-from mmpsvit.guard import load_checkpoint
+from mmpsvit.cli import check_file, read_config, run_main
+from mmpsvit.guard import load_checkpoint, write_atomically
 from mmpsvit.visualization import (
+    FilePipeline,
     build_trained,
+    in_channels,
     predict_sampling,
     sampling_figure,
     spread_indices,
+    testing_dataset,
 )
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
@@ -42,10 +46,15 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
     parser = argparse.ArgumentParser(description='Draw where a network looks')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('images', help='an image, or a folder of images (recursive)')
+    parser.add_argument(
+        'images',
+        nargs='?',
+        help="an image, or a folder of images (recursive); by default the config's "
+        'test data set',
+    )
     parser.add_argument('--out', required=True, help='file of the picture, e.g. .png')
     parser.add_argument(
-        '--num-images', type=int, default=8, help='how many of a folder (default: 8)'
+        '--num-images', type=int, default=8, help='how many images (default: 8)'
     )
     parser.add_argument(
         '--columns', type=int, default=4, help='images per row (default: 4)'
@@ -58,63 +67,75 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
         help='settings of the config to override, as key=value',
     )
     args = parser.parse_args()
-    for name in ('num_images', 'columns'):
-        if getattr(args, name) < 1:
-            option = name.replace('_', '-')
-            parser.error(
-                f'argument --{option}: must be at least 1, got {getattr(args, name)}'
-            )
-    for name in ('checkpoint', 'images'):
-        if not Path(getattr(args, name)).exists():
-            parser.error(f'argument {name}: {getattr(args, name)} does not exist')
+    for option in ('num-images', 'columns'):
+        if (value := getattr(args, option.replace('-', '_'))) < 1:
+            parser.error(f'argument --{option}: must be at least 1, got {value}')
+    check_file(parser, 'checkpoint', args.checkpoint)
+    if args.images is not None:
+        check_file(parser, 'images', args.images)
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if Path(args.out).suffix.lower()[1:] not in formats:
+        parser.error(f'argument --out: must end in one of {", ".join(formats)}')
     return args, read_config(parser, args.config, args.cfg_options)
 
 
-def list_images(path: str, count: int) -> list[Path]:
+def list_images(path: Path, count: int) -> list[Path]:
     """The image itself, or images of a folder, evenly spread over the sorted ones."""
-    if Path(path).is_file():
-        return [Path(path)]
+    if path.is_file():
+        return [path]
     found = sorted(
-        file for file in Path(path).rglob('*') if file.suffix.lower() in IMAGE_SUFFIXES
+        file
+        for file in path.rglob('*')
+        if file.suffix.lower() in IMAGE_SUFFIXES
+        # Such as .ipynb_checkpoints, and what macOS leaves beside files.
+        and not any(part.startswith('.') for part in file.relative_to(path).parts)
     )
     if not found:
         raise InputError(f'argument images: no images below {path}')
     return [found[index] for index in spread_indices(len(found), count)]
 
 
-def load_images(paths: list[Path], pipeline: Compose) -> Iterator[dict]:
+def load_images(paths: list[Path], pipeline: FilePipeline) -> Iterator[dict]:
     """The images as the pipeline packs them."""
     for path in paths:
         try:
-            yield pipeline(dict(img_path=str(path), img_id=0))
+            yield pipeline(path)
         except Exception as error:
             raise InputError(
                 f'argument images: {path} cannot be read as an image ({error})'
             ) from error
 
 
+def load_dataset(cfg: Config, count: int) -> list[dict]:
+    """Images of the test data set, evenly spread over it."""
+    try:
+        dataset = DATASETS.build(testing_dataset(cfg))
+        if not len(dataset):
+            raise InputError('it is empty')
+        return [dataset[index] for index in spread_indices(len(dataset), count)]
+    except Exception as error:
+        raise InputError(
+            f'the test data set cannot be read ({error}); name an image or a folder'
+        ) from error
+
+
 def draw(args: argparse.Namespace, cfg: Config) -> None:
     """Run the model on the images and write the picture."""
-    paths = list_images(args.images, args.num_images)
+    if args.images is not None:
+        paths = list_images(Path(args.images).expanduser(), args.num_images)
     # Otherwise the library's remarks on the model hide the tool's own lines.
     MMLogger.get_instance('vis_sampling', log_level='WARNING')
-    model, classes = build_trained(
-        cfg, load_checkpoint(args.checkpoint, 'cpu'), args.checkpoint
-    )
-    pipeline = Compose(
-        [t for t in cfg.test_dataloader.dataset.pipeline if 'LoadAnn' not in t['type']]
-    )
-    sampled = predict_sampling(
-        model.to(args.device), load_images(paths, pipeline), classes
-    )
-
-    figure = sampling_figure(*sampled, args.columns)
-    target = Path(args.out)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f'.{os.getpid()}.{target.name}')
-    figure.savefig(temporary)
-    temporary.replace(target)
-    print(f'{len(paths)} images drawn: {target}')
+    checkpoint = load_checkpoint(args.checkpoint, 'cpu')
+    model, classes = build_trained(cfg, checkpoint, args.checkpoint)
+    pipeline = FilePipeline(cfg, in_channels(model))
+    if args.images is not None:
+        items = load_images(paths, pipeline)
+    else:
+        items = load_dataset(cfg, args.num_images)
+    sampled = predict_sampling(model.to(args.device), items, classes, pipeline.channels)
+    with write_atomically(args.out) as temporary:
+        sampling_figure(*sampled, args.columns).savefig(temporary)
+    print(f'{len(sampled.images)} images drawn: {args.out}')
 
 
 def main() -> None:
@@ -122,7 +143,7 @@ def main() -> None:
     args, cfg = parse_args()
     try:
         draw(args, cfg)
-    except (InputError, RuntimeError, ValueError) as error:
+    except (InputError, OSError, RuntimeError, ValueError) as error:
         sys.exit(f'vis_sampling.py: error: {error}')
 
 

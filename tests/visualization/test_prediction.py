@@ -1,0 +1,156 @@
+# Copyright (c) mmpsvit contributors.
+"""Points and titles of all kinds of models, and checkpoints that fit in part."""
+
+import re
+
+import pytest
+import torch
+from mmpretrain.models import ImageClassifier
+from mmpretrain.structures import DataSample, MultiTaskDataSample
+from small_network import ARCH, small_config, small_model
+
+from mmpsvit import PSViT
+from mmpsvit.guard import CheckpointMisfitError
+from mmpsvit.visualization import build_trained, in_channels, predict_sampling
+from mmpsvit.visualization.prediction import to_image
+
+SAMPLER = dict(type='mmpsvit.ProgressiveSampling', num_points=3, num_iters=2)
+BACKBONE = dict(type='mmpsvit.PSViT', arch=ARCH, sampler=SAMPLER)
+TASK = dict(type='LinearClsHead', num_classes=2, in_channels=24, topk=(1,))
+MULTI_TASK = dict(type='MultiTaskHead', task_heads=dict(wear=TASK, age=TASK))
+MULTI_LABEL = dict(type='MultiLabelLinearClsHead', num_classes=3, in_channels=24)
+
+
+def item(channels: int = 3, label=None) -> dict:
+    """An image as a data set packs it."""
+    sample = DataSample()
+    if label is not None:
+        sample.set_gt_label(label)
+    inputs = torch.randint(255, (channels, 40, 32), dtype=torch.uint8)
+    return dict(inputs=inputs, data_samples=sample)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'label', 'title'),
+    [
+        ({}, 1, r'b|a|2 \(\d+%\), truth: b'),
+        ({'model.head': MULTI_LABEL}, [0, 1], r'(a|b|2) \(\d+%\), truth: a \+ b'),
+        ({'model.head': MULTI_LABEL}, [], r'(a|b|2) \(\d+%\), truth: none'),
+        ({'model.head': MULTI_TASK}, None, r'wear: [01] \(\d+%\); age: [01] \(\d+%\)'),
+        ({'model.head': None}, None, ''),
+        (
+            {
+                'model.backbone': dict(
+                    type='LoRAModel',
+                    alpha=4,
+                    rank=2,
+                    targets=[dict(type='qkv')],
+                    module=BACKBONE,
+                )
+            },
+            None,
+            r'(a|b|2) \(\d+%\)',
+        ),
+        (
+            {
+                'model': dict(
+                    type='ImageToImageRetriever',
+                    image_encoder=BACKBONE,
+                    head=dict(type='ArcFaceClsHead', num_classes=3, in_channels=24),
+                    # Not to be read for a picture.
+                    prototype=dict(batch_size=1, dataset=dict(type='NoSuchDataset')),
+                )
+            },
+            None,
+            '',
+        ),
+    ],
+    ids=['class', 'labels', 'no label', 'tasks', 'headless', 'lora', 'retrieval'],
+)
+def test_models(changes, label, title):
+    model = small_model(small_config(**changes)).train()
+    packed = item(label=label)
+    if 'MultiTask' in str(changes):
+        packed['data_samples'] = MultiTaskDataSample()
+    sampled = predict_sampling(model, [packed], ['a', 'b'])
+    assert re.fullmatch(title, sampled.titles[0]), sampled.titles
+    assert sampled.trajectories[0].shape == (2, 9, 2)
+    assert sampled.images[0].shape == (40, 32, 3)
+    assert model.training
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4, 5])
+def test_other_numbers_of_channels(channels):
+    cfg = small_config(
+        **{
+            'model.backbone.in_channels': channels,
+            'data_preprocessor': dict(mean=[9.0], std=[9.0]),
+        }
+    )
+    model = small_model(cfg)
+    assert in_channels(model) == channels
+    packed = item(channels)
+    (image,) = predict_sampling(model, [packed]).images
+    expected = packed['inputs'][:3] if channels > 3 else packed['inputs'][:1]
+    assert (torch.from_numpy(image).permute(2, 0, 1) == expected).all()
+
+
+def test_views_for_test_time_augmentation():
+    """The one that is not flipped is shown."""
+    model, views = small_model(small_config()), [item(), item()]
+    for view, flip in zip(views, (True, False), strict=True):
+        view['data_samples'].set_metainfo(dict(flip=flip))
+    packed = {key: [view[key] for view in views] for key in views[0]}
+    (image,) = predict_sampling(model, [packed], channels=(0, 1, 2)).images
+    assert (torch.from_numpy(image).permute(2, 0, 1) == views[1]['inputs']).all()
+
+
+def test_inputs_that_are_not_pixels():
+    normalised = torch.linspace(-2, 2, 12).view(3, 2, 2)
+    image = to_image(normalised, (0, 1, 2))
+    assert image[0, 0, 0] == 0 and image[1, 1, 2] == 255
+    assert (to_image(torch.full((3, 2, 2), 7.4), (0, 1, 2)) == 7).all()
+
+
+def test_an_error_of_the_network_is_not_hidden():
+    model = small_model(small_config())
+    packed = dict(item(), inputs=torch.zeros(5, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ValueError, match='x must have shape'):
+        predict_sampling(model, [packed])
+
+
+def test_surplus_of_a_checkpoint_is_left_out_and_named(capsys):
+    cfg = small_config()
+    state = small_model(cfg).state_dict()
+    surplus = {'auxiliary.weight': torch.ones(2), 'steps': torch.tensor(1)}
+    wrapped = {f'module.{key}': value for key, value in {**state, **surplus}.items()}
+    checkpoint = dict(state_dict=wrapped, meta=None)
+    model, classes = build_trained(cfg, checkpoint, 'x.pth')
+    assert 'Left out of checkpoint x.pth' in (told := capsys.readouterr().err)
+    assert 'auxiliary.weight, steps' in told
+    assert classes == [] and not model.training
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_missing_weights_are_refused():
+    cfg = small_config()
+    state = small_model(cfg).state_dict()
+    del state['backbone.norm.weight']
+    state['head.layers.head.bias'] = torch.ones(7)
+    with pytest.raises(CheckpointMisfitError) as raised:
+        build_trained(cfg, state, 'x.pth')
+    told = str(raised.value)
+    assert 'checkpoint x.pth does not fit the config' in told and '\n' not in told
+    assert 'backbone.norm.weight is missing' in told and 'shape (7,)' in told
+
+
+def test_lazy_config_and_test_time_augmentation():
+    """Types may be classes; a wrapper is taken off."""
+    cfg = small_config(**{'model.type': ImageClassifier, 'model.backbone.type': PSViT})
+    state = small_model(cfg).state_dict()
+    cfg.model = dict(type='mmpretrain.AverageClsScoreTTA', module=cfg.model)
+    model, classes = build_trained(
+        cfg, dict(state_dict=state, meta=dict(dataset_meta=dict(classes='ab'))), 'x.pth'
+    )
+    assert isinstance(model, ImageClassifier) and classes == ['a', 'b']
+    assert predict_sampling(model, [item()]).titles[0]

@@ -1,0 +1,89 @@
+# Copyright (c) mmpsvit contributors.
+"""The tool that draws where a network looks."""
+
+import runpy
+
+import numpy as np
+import pytest
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS
+from PIL import Image
+from small_network import PIPELINE, save, small_config
+
+LOAD, PACK = PIPELINE
+RED = (230, 20, 10)
+
+
+@DATASETS.register_module()
+class RedArrays(BaseDataset):
+    """Images in memory, in RGB, as CIFAR has them."""
+
+    def load_data_list(self) -> list[dict]:
+        image = np.full((32, 32, 3), RED, dtype=np.uint8)
+        return [dict(img=image, gt_label=index % 3) for index in range(5)]
+
+
+@pytest.fixture
+def draw(root, tmp_path, monkeypatch, capsys):
+    """Draw with the tool in this process; the picture's pixels and what it printed."""
+
+    def run(cfg, *args):
+        config, checkpoint = save(cfg, tmp_path)
+        out = tmp_path / 'picture.png'
+        command = [config, checkpoint, *map(str, args), '--out', str(out)]
+        monkeypatch.setattr('sys.argv', ['vis_sampling.py', *command])
+        tool = root / 'tools' / 'visualization' / 'vis_sampling.py'
+        runpy.run_path(str(tool), run_name='__main__')
+        assert [path.name for path in tmp_path.glob('.*')] == []
+        return np.asarray(Image.open(out).convert('RGB')), capsys.readouterr().out
+
+    return run
+
+
+def is_red(picture: np.ndarray) -> bool:
+    """Whether the picture shows red images, and none in which red and blue swapped."""
+    red = (np.abs(picture.astype(int) - RED).sum(-1) < 30).mean()
+    blue = (np.abs(picture.astype(int) - RED[::-1]).sum(-1) < 30).mean()
+    return red > 0.1 and blue == 0
+
+
+def test_test_set_of_arrays(draw):
+    """Without IMAGES, the images of the test data set; here behind a wrapper."""
+    arrays = dict(type='mmengine.RedArrays', pipeline=[PACK])
+    wrapped = dict(type='RepeatDataset', times=2, dataset=arrays)
+    cfg = small_config(**{'test_dataloader.dataset': wrapped})
+    picture, printed = draw(cfg, '--num-images', 3)
+    assert '3 images drawn' in printed and is_red(picture)
+
+
+def test_files_for_a_network_of_arrays_and_hidden_folders(draw, tmp_path):
+    for name in ('a/1.png', 'a/.ipynb_checkpoints/1-checkpoint.png', 'a/._1.png'):
+        path = tmp_path / 'images' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (40, 30), RED).save(path)
+    cfg = small_config(**{'test_dataloader.dataset.pipeline': [PACK]})
+    picture, printed = draw(cfg, tmp_path / 'images')
+    assert '1 images drawn' in printed and is_red(picture)
+
+
+def test_four_channels(draw, tmp_path):
+    cfg = small_config(
+        **{
+            'model.backbone.in_channels': 4,
+            'test_dataloader.dataset.pipeline': [
+                dict(LOAD, color_type='unchanged'),
+                PACK,
+            ],
+        }
+    )
+    Image.new('RGBA', (40, 30), (*RED, 200)).save(tmp_path / 'image.png')
+    picture, _ = draw(cfg, tmp_path / 'image.png')
+    assert is_red(picture)
+
+
+def test_mistakes(draw, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match='test data set cannot be read'):
+        draw(small_config())
+    with pytest.raises(SystemExit, match='no images below'):
+        draw(small_config(), tmp_path)
