@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from mmengine.config import Config
 
 from mmpsvit.models import PSViT
-from mmpsvit.models.backbones.arch import resolve_arch
+from mmpsvit.models.backbones.psvit import resolve_arch
 
 IMAGENET_MEAN = [123.675, 116.28, 103.53]
 IMAGENET_STD = [58.395, 57.12, 57.375]
