@@ -264,6 +264,7 @@ def _mmcv_in_python(value, shapes, start, locations, weights):
 @pytest.mark.parametrize('images_per_call', [1, 2, 10**6])
 def test_arguments_of_mmcv_kernel(images_per_call, monkeypatch):
     """The kernel itself needs CUDA; what it is handed is checked everywhere."""
+    pytest.importorskip('mmcv._ext', reason='needs mmcv with ops')
     # 40 points are more than the 5 x 7 pixels of the map.
     monkeypatch.setattr(point_sampling, '_MAX_ELEMENTS', images_per_call * 8 * 40)
     monkeypatch.setattr(point_sampling, 'deform_attn', _mmcv_in_python)
