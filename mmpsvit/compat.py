@@ -9,7 +9,6 @@ import pickle
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 from typing import BinaryIO
@@ -23,16 +22,10 @@ import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import get_installed_path
 from packaging.version import Version
-from torch.autograd.function import once_differentiable
 
 # Bound once: MMEngine may be given another one, see `use_safe_loading`.
 _torch_load = torch.load
 IS_NEW_TORCH = Version(torch.__version__) >= Version('2.6')
-# Before, F.embedding_bag fails if its weights have a gradient and its table has none.
-BAG_NEEDS_GRADIENT_OF_TABLE = not IS_NEW_TORCH
-# Before, fused attention in bfloat16 on the CPU writes out of bounds in its backward
-# pass with some odd numbers of tokens, 197 for one (pytorch/pytorch#115253).
-FUSED_BFLOAT16_ATTENTION_IS_SAFE = Version(torch.__version__) >= Version('2.2')
 # A class or function, under its own name or under another one.
 Allowed = Callable | tuple[Callable, str]
 
@@ -99,25 +92,6 @@ def process_group_timeout(seconds: float | None) -> dict:
     if seconds is None:
         return {}
     return dict(timeout=datetime.timedelta(seconds=seconds))
-
-
-def is_compiling() -> bool:
-    """Whether torch.compile or torch.export traces this code."""
-    if hasattr(torch.compiler, 'is_compiling'):
-        return torch.compiler.is_compiling()
-    return torch._dynamo.external_utils.is_compiling()
-
-
-def attention_kernels(x: torch.Tensor) -> AbstractContextManager:
-    """A context where PyTorch's attention takes no kernel that damages memory.
-
-    Args:
-        x (Tensor): What attends, in the dtype and on the device where it does.
-    """
-    is_safe = FUSED_BFLOAT16_ATTENTION_IS_SAFE or x.device.type != 'cpu'
-    if is_safe or x.dtype != torch.bfloat16:
-        return nullcontext()
-    return torch.backends.cuda.sdp_kernel(enable_flash=False)
 
 
 def load_weights(
@@ -214,37 +188,6 @@ def _refuse_torchscript(file: str | os.PathLike | BinaryIO) -> None:
                 if serialization._is_torchscript_zip(archive):
                     raise pickle.UnpicklingError('it is a TorchScript program')
         opened.seek(start)
-
-
-class _EagerOperator:
-    """A function with a gradient, called as an operator of ``torch.library`` is."""
-
-    def __init__(self, function: Callable) -> None:
-        self._function = self._call = function
-
-    def register_fake(self, function: Callable) -> Callable:
-        """Nothing here traces shapes."""
-        return function
-
-    def register_autograd(self, backward: Callable, *, setup_context: Callable) -> None:
-        """Set the gradient."""
-        methods = dict(
-            forward=staticmethod(self._function),
-            setup_context=staticmethod(setup_context),
-            # As torch.library has it: no gradient of the gradient.
-            backward=staticmethod(once_differentiable(backward)),
-        )
-        self._call = type('Function', (torch.autograd.Function,), methods).apply
-
-    def __call__(self, *args):
-        return self._call(*args)
-
-
-def custom_op(name: str, **kwargs) -> Callable:
-    """``torch.library.custom_op``; before PyTorch 2.4, no graph sees the operator."""
-    if hasattr(torch.library, 'custom_op'):
-        return torch.library.custom_op(name, **kwargs)
-    return _EagerOperator
 
 
 def grad_scaler(device: str, **kwargs) -> 'torch.GradScaler':

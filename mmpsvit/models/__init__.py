@@ -1,12 +1,12 @@
 # Copyright (c) mmpsvit contributors.
-from .backbones import PSViT
+from .backbones import PSViT, StemPatchEmbedding
 from .heads import PSViTClsHead
-from .necks import PatchSampling, ProgressiveSampling, SampledTokens
+from .necks import ProgressiveSampling, SampledTokens
 
 __all__ = [
     'PSViT',
     'PSViTClsHead',
-    'PatchSampling',
     'ProgressiveSampling',
     'SampledTokens',
+    'StemPatchEmbedding',
 ]

@@ -1,14 +1,44 @@
 # Copyright (c) mmpsvit contributors.
 """The transformer layer that sampling iterations and encoder share."""
 
-import torch.utils.checkpoint as cp
-from mmengine.model import BaseModule
-from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
-from mmpretrain.models.utils import MultiheadAttention
-from torch import Tensor
+from contextlib import AbstractContextManager, nullcontext
 
-from mmpsvit.compat import attention_kernels
-from mmpsvit.models.initialization import LINEAR_INIT
+import torch
+import torch.utils.checkpoint as cp
+from mmcv.cnn.bricks.transformer import FFN
+from mmengine.model import BaseModule
+from mmpretrain.models.utils import (
+    MultiheadAttention,
+    SwiGLUFFNFused,
+    build_norm_layer,
+)
+from packaging.version import Version
+from torch import Tensor, nn
+
+# The initial values of PS-ViT: truncated normal. PyTorch and MMEngine truncate at -2
+# and 2 by default, 100 standard deviations. Their draws are erfinv(uniform(-1, 1)),
+# which is -inf once in 2**24 draws: a network of 20 million weights would start with a
+# weight of -2. Six standard deviations change nothing else.
+_STD = 0.02
+_BOUND = 6 * _STD
+LINEAR_INIT = dict(type='TruncNormal', layer='Linear', std=_STD, a=-_BOUND, b=_BOUND)
+
+# Before, fused attention in bfloat16 on the CPU writes out of bounds in its backward
+# pass with some odd numbers of tokens, 197 for one (pytorch/pytorch#115253).
+_FUSED_BFLOAT16_ATTENTION_IS_SAFE = Version(torch.__version__) >= Version('2.2')
+
+
+def trunc_normal_(tensor: Tensor) -> Tensor:
+    """Fill a tensor in place with the initial values of PS-ViT's weights."""
+    return nn.init.trunc_normal_(tensor, std=_STD, a=-_BOUND, b=_BOUND)
+
+
+def _safe_kernels(x: Tensor) -> AbstractContextManager:
+    """A context where the attention of ``x`` takes no kernel that damages memory."""
+    is_safe = _FUSED_BFLOAT16_ATTENTION_IS_SAFE or x.device.type != 'cpu'
+    if is_safe or x.dtype != torch.bfloat16:
+        return nullcontext()
+    return torch.backends.cuda.sdp_kernel(enable_flash=False)
 
 
 class Attention(MultiheadAttention):
@@ -33,7 +63,7 @@ class Attention(MultiheadAttention):
         # Unbound, their gradients are stacked once. (MMPretrain indexes them: three
         # gradients of the size of all, filled with zeros and added up.)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()
-        with attention_kernels(query):
+        with _safe_kernels(query):
             x = self.scaled_dot_product_attention(
                 query[:, :, :count],
                 key,
@@ -44,19 +74,37 @@ class Attention(MultiheadAttention):
         return self.out_drop(self.gamma1(self.proj_drop(x)))
 
 
-class EncoderLayer(TransformerEncoderLayer):
-    """MMPretrain's pre-LN transformer layer as PS-ViT has it.
+class EncoderLayer(BaseModule):
+    """A pre-LN transformer layer: attention, then an MLP with exact GELU.
 
-    Without qkv bias, with LayerNorm's eps at 1e-5, with truncated-normal weights,
-    and with activation checkpointing.
+    Its parameters are named as in MMPretrain's ViT.
 
     Args:
         embed_dims (int): Number of channels.
         num_heads (int): Number of attention heads.
         feedforward_channels (int): Hidden channels of the MLP.
+        layer_scale_init_value (float): Initial value of a learned factor on what each
+            of the two parts adds; 0 means no such factor. Defaults to 0.
+        drop_rate (float): Dropout after the attention's projection and in the MLP.
+            Defaults to 0.
+        attn_drop_rate (float): Dropout of the attention's weights. Defaults to 0.
+        drop_path_rate (float): Stochastic depth rate. Defaults to 0.
+        num_fcs (int): Number of linear layers in the MLP. Defaults to 2.
+        qkv_bias (bool): Whether queries, keys and values have a bias. Defaults to
+            False.
+        ffn_type (str): 'origin' for mmcv's MLP, 'swiglu_fused' for MMPretrain's SwiGLU,
+            which has no dropout. Defaults to 'origin'.
+        act_cfg (dict, optional): Activation of the MLP. Defaults to None, which means
+            exact GELU.
+        norm_cfg (dict, optional): Norm before both parts. Defaults to None, which means
+            LayerNorm with an eps of 1e-5.
         with_cp (bool): Whether to recompute the activations in the backward pass,
             to save memory. Defaults to False.
-        **kwargs: Other arguments of MMPretrain's ``TransformerEncoderLayer``.
+        init_cfg (dict, optional): Initialisation config. Defaults to None, which means
+            truncated normal weights of std 0.02.
+
+    Raises:
+        ValueError: If ``ffn_type`` is unknown.
     """
 
     def __init__(
@@ -64,29 +112,61 @@ class EncoderLayer(TransformerEncoderLayer):
         embed_dims: int,
         num_heads: int,
         feedforward_channels: int,
+        layer_scale_init_value: float = 0.0,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        num_fcs: int = 2,
+        qkv_bias: bool = False,
+        ffn_type: str = 'origin',
+        act_cfg: dict | None = None,
+        norm_cfg: dict | None = None,
         with_cp: bool = False,
-        **kwargs,
+        init_cfg: dict | None = None,
     ) -> None:
-        kwargs.setdefault('qkv_bias', False)
-        kwargs.setdefault('norm_cfg', dict(type='LN', eps=1e-5))
-        kwargs.setdefault('init_cfg', LINEAR_INIT)
-        super().__init__(embed_dims, num_heads, feedforward_channels, **kwargs)
-        # The same module with the same weights, called in one more way.
-        self.attn.__class__ = Attention
+        super().__init__(LINEAR_INIT if init_cfg is None else init_cfg)
+        norm_cfg = norm_cfg or dict(type='LN', eps=1e-5)
+        drop_path = dict(type='DropPath', drop_prob=drop_path_rate)
         self.with_cp = with_cp
-
-    def init_weights(self) -> None:
-        """Initialise the weights as ``init_cfg`` says.
-
-        MMPretrain's layer afterwards overwrites its MLP with Xavier weights.
-        """
-        BaseModule.init_weights(self)
+        self.ln1 = build_norm_layer(norm_cfg, embed_dims)
+        self.attn = Attention(
+            embed_dims,
+            num_heads,
+            attn_drop=attn_drop_rate,
+            proj_drop=drop_rate,
+            dropout_layer=drop_path,
+            qkv_bias=qkv_bias,
+            layer_scale_init_value=layer_scale_init_value,
+        )
+        self.ln2 = build_norm_layer(norm_cfg, embed_dims)
+        if ffn_type == 'origin':
+            self.ffn = FFN(
+                embed_dims,
+                feedforward_channels,
+                num_fcs=num_fcs,
+                act_cfg=act_cfg or dict(type='GELU'),
+                ffn_drop=drop_rate,
+                dropout_layer=drop_path,
+                layer_scale_init_value=layer_scale_init_value,
+            )
+        elif ffn_type == 'swiglu_fused':
+            self.ffn = SwiGLUFFNFused(
+                embed_dims,
+                feedforward_channels,
+                layer_scale_init_value=layer_scale_init_value,
+            )
+        else:
+            raise ValueError(
+                f"ffn_type must be 'origin' or 'swiglu_fused', got {ffn_type!r}"
+            )
 
     def forward(self, x: Tensor, num_outputs: int | None = None) -> Tensor:
         """Encode tokens.
 
         Args:
-            x (Tensor): Tokens (B, L, C).
+            x (Tensor): Tokens (B, L, C), cast to the dtype of this layer: under
+                autocast, the sum that runs through all layers stays in float32, as in
+                MMPretrain's ViT.
             num_outputs (int, optional): How many of the first tokens to encode; the
                 others are seen by these, but not encoded. Defaults to None, which
                 means all of them.
@@ -94,6 +174,8 @@ class EncoderLayer(TransformerEncoderLayer):
         Returns:
             Tensor: Tokens (B, L, C), or (B, num_outputs, C).
         """
+        if self.ln1.weight is not None:
+            x = x.to(self.ln1.weight.dtype)
         if self.with_cp and self.training and x.requires_grad:
             return cp.checkpoint(self._encode, x, num_outputs, use_reentrant=False)
         return self._encode(x, num_outputs)

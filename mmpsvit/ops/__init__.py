@@ -1,4 +1,16 @@
 # Copyright (c) mmpsvit contributors.
-from .point_sampling import SampledMap, prepare_map, sample_points, splat_points
+from .point_sampling import (
+    SampledMap,
+    channels_last,
+    prepare_map,
+    sample_points,
+    splat_points,
+)
 
-__all__ = ['SampledMap', 'prepare_map', 'sample_points', 'splat_points']
+__all__ = [
+    'SampledMap',
+    'channels_last',
+    'prepare_map',
+    'sample_points',
+    'splat_points',
+]

@@ -7,11 +7,11 @@ through. As an operator with shapes and a gradient, it is one node of their grap
 
 import functools
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-
-from mmpsvit.compat import custom_op
+from torch.autograd.function import once_differentiable
 
 
 @torch.compiler.assume_constant_result
@@ -45,7 +45,38 @@ def _mmcv():
     return ext_module
 
 
-@custom_op('mmpsvit::deform_attn', mutates_args=(), device_types='cuda')
+class _EagerOperator:
+    """A function with a gradient, called as an operator of ``torch.library`` is."""
+
+    def __init__(self, function: Callable) -> None:
+        self._function = self._call = function
+
+    def register_fake(self, function: Callable) -> Callable:
+        """Nothing here traces shapes."""
+        return function
+
+    def register_autograd(self, backward: Callable, *, setup_context: Callable) -> None:
+        """Set the gradient."""
+        methods = dict(
+            forward=staticmethod(self._function),
+            setup_context=staticmethod(setup_context),
+            # As torch.library has it: no gradient of the gradient.
+            backward=staticmethod(once_differentiable(backward)),
+        )
+        self._call = type('Function', (torch.autograd.Function,), methods).apply
+
+    def __call__(self, *args):
+        return self._call(*args)
+
+
+def _custom_op(name: str, **kwargs) -> Callable:
+    """``torch.library.custom_op``; before PyTorch 2.4, no graph sees the operator."""
+    if hasattr(torch.library, 'custom_op'):
+        return torch.library.custom_op(name, **kwargs)
+    return _EagerOperator
+
+
+@_custom_op('mmpsvit::deform_attn', mutates_args=(), device_types='cuda')
 def deform_attn(
     value: Tensor, shapes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
 ) -> Tensor:
@@ -73,7 +104,7 @@ def _(value, shapes, starts, locations, weights):
     return value.new_empty(batch, locations.shape[1], heads * channels)
 
 
-@custom_op('mmpsvit::deform_attn_backward', mutates_args=(), device_types='cuda')
+@_custom_op('mmpsvit::deform_attn_backward', mutates_args=(), device_types='cuda')
 def deform_attn_backward(
     grad: Tensor,
     value: Tensor,

@@ -14,14 +14,22 @@ just inside, with a sample of zero to rounding.)
 
 import torch
 import torch.nn.functional as F
+from packaging.version import Version
 from torch import Tensor
-
-from mmpsvit.compat import BAG_NEEDS_GRADIENT_OF_TABLE
+from torch.autograd.function import once_differentiable
 
 from .deform_attn import deform_attn, has_kernel
 
+# Before, F.embedding_bag fails if its weights have a gradient and its table has none.
+BAG_NEEDS_GRADIENT_OF_TABLE = Version(torch.__version__) < Version('2.6')
 # mmcv's CUDA kernel addresses the elements of one call with 32-bit integers.
 _MAX_ELEMENTS = 2**31 - 1
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """``x.contiguous(memory_format=torch.channels_last)``, also under ``vmap``."""
+    # (B, C, H, W) -> (B, H, W, C) and back
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def prepare_map(feat: Tensor) -> Tensor:
@@ -40,7 +48,7 @@ def prepare_map(feat: Tensor) -> Tensor:
         bilinear weights, so the map has to meet them in their precision.
     """
     dtype = torch.float64 if feat.dtype == torch.float64 else torch.float32
-    return feat.to(dtype).contiguous(memory_format=torch.channels_last)
+    return channels_last(feat.to(dtype))
 
 
 def sample_points(feat: Tensor, points: Tensor) -> Tensor:
@@ -51,6 +59,10 @@ def sample_points(feat: Tensor, points: Tensor) -> Tensor:
     deterministic mode, this runs mmcv's kernel; otherwise, or where mmcv has no
     compiled CUDA ops, PyTorch's own operators. ``torch.onnx.export`` finds
     ``F.grid_sample`` here, which is one operator of ONNX.
+
+    There are first derivatives only, also through ``torch.func.grad`` and ``vmap``: the
+    backward pass of a gradient (a gradient penalty, a Hessian) raises a RuntimeError or
+    its subclass NotImplementedError.
 
     Args:
         feat (Tensor): Feature map of shape (B, C, H, W), finite: a point outside may
@@ -94,9 +106,14 @@ class SampledMap:
         feat (Tensor): Feature map of shape (B, C, H, W).
         num_points (int): Points per image and call, N.
         num_calls (int): How many times the map is sampled.
+
+    Attributes:
+        dtype (torch.dtype): The dtype of ``feat``.
+        table (Tensor): The map as it is sampled, see :func:`prepare_map`.
     """
 
     def __init__(self, feat: Tensor, num_points: int, num_calls: int) -> None:
+        self.dtype = feat.dtype
         self.table = prepare_map(feat)
         self.slots = None
         collects = torch.is_grad_enabled() and self.table.requires_grad
@@ -119,7 +136,9 @@ class SampledMap:
         samples = sample_points(self.table, points)
         if self.slots is None:
             return samples
-        return _DivertGradient.apply(samples, points.detach(), self.slots[call])
+        # As a gradient, NaN would look like a fault. -2 is outside every map as well.
+        points = points.detach().nan_to_num(nan=-2.0)
+        return _DivertGradient.apply(samples, points, self.slots[call])
 
 
 class _CollectGradients(torch.autograd.Function):
@@ -129,17 +148,23 @@ class _CollectGradients(torch.autograd.Function):
     a call's gradient and, in the last two channels, the points it belongs to.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, table: Tensor, num_points: int, num_calls: int):
-        ctx.set_materialize_grads(False)
-        batch, channels, *ctx.size = table.shape
+    def forward(table: Tensor, num_points: int, num_calls: int) -> tuple[Tensor, ...]:
+        batch, channels = table.shape[:2]
         zero = table.new_zeros(())
         return tuple(
             zero.expand(batch, num_points, channels + 2) for _ in range(num_calls)
         )
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    def setup_context(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.size = inputs[0].shape[-2:]
+
+    @staticmethod
+    @once_differentiable
     def backward(ctx, *received: Tensor | None):
         given = [grad for grad in received if grad is not None]
         if not given:
@@ -151,13 +176,18 @@ class _CollectGradients(torch.autograd.Function):
 class _DivertGradient(torch.autograd.Function):
     """Returns samples as they are; their gradient goes to a slot as well."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, samples: Tensor, points: Tensor, slot: Tensor) -> Tensor:
-        ctx.save_for_backward(points)
+    def forward(samples: Tensor, points: Tensor, slot: Tensor) -> Tensor:
         return samples.view_as(samples)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         (points,) = ctx.saved_tensors
         return grad, None, torch.cat((grad, points), dim=-1)
@@ -262,7 +292,7 @@ def _sample_with_torch(feat: Tensor, points: Tensor) -> Tensor:
     batch, channels, height, width = feat.shape
     index, weight = _corners(points, height, width)
     # (B, C, H, W) -> (B * H * W, C), a view of a channels_last map
-    table = feat.permute(0, 2, 3, 1).reshape(-1, channels)
+    table = feat.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
     samples = _bag(index.flatten(0, 1), table, weight.flatten(0, 1))
     return samples.view(batch, points.shape[1], channels)
 

@@ -23,11 +23,7 @@ ARCH = dict(
     'kwargs',
     [
         dict(sampler=dict(num_points=4, num_iters=2)),
-        dict(
-            sampler=dict(point_stride=16, num_iters=2),
-            out_type='featmap',
-            featmap_mode='splat',
-        ),
+        dict(sampler=dict(point_stride=16, num_iters=2), out_type='featmap'),
         dict(sampler=dict(num_points=4, num_iters=2), with_cp=True),
     ],
     ids=['classifier', 'featmap', 'with_cp'],

@@ -12,7 +12,6 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from mmpsvit import PSViT, PSViTClsHead
-from mmpsvit.compat import grad_scaler
 from mmpsvit.models.encoder_layer import EncoderLayer
 
 DEVICE = 'cuda'
@@ -140,7 +139,8 @@ def test_step_in_mixed_precision_and_channels_last(half):
 
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
     # Not the default scale, with which the first steps overflow.
-    scaler = grad_scaler(DEVICE, init_scale=2.0**10, enabled=half == torch.float16)
+    GradScaler = getattr(torch, 'GradScaler', torch.cuda.amp.GradScaler)
+    scaler = GradScaler(init_scale=2.0**10, enabled=half == torch.float16)
     with torch.autocast(DEVICE, half):
         mixed = loss_of(network, images)
     scaler.scale(mixed).backward()

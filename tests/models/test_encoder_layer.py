@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import torch
-from mmpretrain.models.peft import LoRAModel
+from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
+from stack import NEW_TORCH
 from torch import Tensor
 
 from mmpsvit import PSViT
@@ -47,13 +48,40 @@ def test_first_tokens_only(kwargs, with_cp):
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_dropout_of_the_first_tokens():
-    layer = EncoderLayer(24, 3, 48, attn_drop_rate=0.5, drop_rate=0.5)
-    x = torch.randn(2, 7, 24)
-    layer.train()
-    assert not torch.equal(layer(x, num_outputs=1), layer(x, num_outputs=1))
-    layer.eval()
-    torch.testing.assert_close(layer(x, num_outputs=1), layer(x)[:, :1])
+@pytest.mark.parametrize('kind', ['drop_rate', 'attn_drop_rate', 'drop_path_rate'])
+def test_each_kind_of_dropout(kind):
+    layer = EncoderLayer(24, 3, 48, **{kind: 0.5})
+    x = torch.randn(8, 7, 24)
+    for count in (None, 1):
+        layer.train()
+        assert not torch.equal(layer(x, num_outputs=count), layer(x, num_outputs=count))
+        layer.eval()
+        torch.testing.assert_close(layer(x, num_outputs=count), layer(x)[:, :count])
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        {},
+        dict(qkv_bias=True, num_fcs=3, layer_scale_init_value=0.1),
+        dict(ffn_type='swiglu_fused', norm_cfg=dict(type='LN', eps=1e-3)),
+        dict(act_cfg=dict(type='ReLU')),
+    ],
+)
+def test_against_the_layer_of_mmpretrain(kwargs):
+    """The same names of weights, and the same values of them."""
+    torch.manual_seed(0)
+    defaults = dict(qkv_bias=False, norm_cfg=dict(type='LN', eps=1e-5))
+    theirs = TransformerEncoderLayer(24, 3, 48, **{**defaults, **kwargs}).double()
+    ours = EncoderLayer(24, 3, 48, **kwargs).double()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 7, 24, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
+
+
+def test_unknown_mlp():
+    with pytest.raises(ValueError, match=r"ffn_type must be .* got 'swiglu'"):
+        EncoderLayer(24, 3, 48, ffn_type='swiglu')
 
 
 @pytest.mark.parametrize('out_indices', [-1, (0, 2)])
@@ -79,18 +107,7 @@ def test_other_outputs_need_every_token(out_type):
     assert not PSViT(ARCH, out_type=out_type).cls_token_only
 
 
-def test_wrapped_projections_are_called():
-    # As LoRA wraps them: a wrapper has no weight of its own.
-    lora = LoRAModel(
-        dict(type='mmpsvit.PSViT', arch=ARCH), rank=2, targets=[dict(type='.*qkv')]
-    ).eval()
-    images = torch.randn(1, 3, 32, 32)
-    before = lora(images)[0]
-    layer = lora.module.layers[-1]
-    torch.nn.init.ones_(layer.attn.qkv.lora_up.weight)
-    assert not torch.allclose(lora(images)[0], before)
-
-
+@pytest.mark.skipif(NEW_TORCH, reason='only PyTorch 2.1 damages memory')
 def test_bfloat16_damages_no_memory():
     """In a process of its own: PyTorch 2.1's fused attention ended it."""
     code = """

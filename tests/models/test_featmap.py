@@ -6,7 +6,6 @@ import torch
 from torch.nn import functional as F
 
 from mmpsvit import PSViT
-from mmpsvit.models import SampledTokens
 from mmpsvit.models.backbones.pyramid import build_pyramid
 
 ARCH = dict(
@@ -19,22 +18,20 @@ ARCH = dict(
 )
 
 
-def build(move: bool = True, **kwargs) -> PSViT:
+def build(**kwargs) -> PSViT:
     torch.manual_seed(0)
     kwargs.setdefault('sampler', dict(point_stride=16, num_iters=2))
     model = PSViT(ARCH, out_type='featmap', **kwargs)
     model.init_weights()
-    if move:
-        for layer in model.sampler.offset_layers:
-            torch.nn.init.normal_(layer.weight, std=0.3)
-            torch.nn.init.normal_(layer.bias)
+    for layer in model.sampler.offset_layers:
+        torch.nn.init.normal_(layer.weight, std=0.3)
+        torch.nn.init.normal_(layer.bias)
     return model.eval()
 
 
-@pytest.mark.parametrize('mode', ['index', 'splat'])
 @pytest.mark.parametrize('size', [(64, 96), (33, 47), (5, 130), (1, 1)])
-def test_sizes(mode, size):
-    maps = build(featmap_mode=mode)(torch.rand(2, 3, *size))
+def test_sizes(size):
+    maps = build()(torch.rand(2, 3, *size))
     assert len(maps) == 4
     for stride, out in zip((4, 8, 16, 32), maps, strict=True):
         height, width = (-(-length // stride) for length in size)
@@ -45,72 +42,23 @@ def test_sizes(mode, size):
 def test_size_of_a_detector():
     model = build(out_strides=(8, 64))
     with torch.no_grad():
-        maps = model(torch.rand(1, 3, 800, 1333))
-    assert [tuple(out.shape[-2:]) for out in maps] == [(100, 167), (13, 21)]
+        maps = model(torch.rand(1, 3, 400, 667))
+    assert [tuple(out.shape[-2:]) for out in maps] == [(50, 84), (7, 11)]
 
 
-def test_point_stride_equals_num_points():
-    """224 px gives the 14 x 14 points of classification, and the same maps."""
-    image = torch.rand(1, 3, 224, 224)
-    by_stride = build()(image)
-    by_number = build(sampler=dict(num_points=14, num_iters=2))(image)
-    for one, other in zip(by_stride, by_number, strict=True):
-        assert torch.equal(one, other)
-
-
-def test_modes_are_equal_where_no_point_has_moved():
-    image = torch.rand(2, 3, 64, 96)
-    index, splat = (
-        build(move=False, featmap_mode=mode, out_strides=(16,))(image)[0]
-        for mode in ('index', 'splat')
-    )
-    torch.testing.assert_close(index, splat, atol=1e-5, rtol=0)
-    moved = build(featmap_mode='splat', out_strides=(16,))(image)[0]
-    assert (
-        moved - build(featmap_mode='index', out_strides=(16,))(image)[0]
-    ).abs().max() > 0.1
-
-
-def sampled_at(points: torch.Tensor, grid_size: tuple[int, int]) -> SampledTokens:
-    empty = points[:, None]
-    return SampledTokens(points, points, empty, grid_size)
-
-
-def test_index_mode_is_row_major_and_adds_the_stem():
+def test_maps_are_row_major_with_the_stem_added():
     tokens = torch.arange(6.0).view(1, 6, 1)
     feat = torch.rand(1, 1, 8, 12)
     (out,) = build_pyramid(
-        tokens, sampled_at(torch.zeros(1, 6, 2), (2, 3)), feat, [16],
-        image_size=(32, 48), padded_size=(32, 48), mode='index',
-    )  # fmt: skip
+        tokens, (2, 3), feat, [16], image_size=(32, 48), padded_size=(32, 48)
+    )
     expected = tokens.view(1, 1, 2, 3) + F.avg_pool2d(feat, 4)
     torch.testing.assert_close(out, expected)
 
 
-def test_splat_mode_moves_tokens():
-    """Four cells of a 2 x 2 grid over 8 x 8 pixels; all tokens meet in one cell."""
-    tokens = torch.tensor([1.0, 2, 3, 6]).view(1, 4, 1)
-    feat = torch.zeros(1, 1, 8, 8)
-    # u = 2 * 2 / 8 - 0.5 = 0 and u = 6 * 2 / 8 - 0.5 = 1: the lower right cell.
-    points = torch.tensor([6.0, 6.0]).expand(1, 4, 2)
-    (out,) = build_pyramid(
-        tokens, sampled_at(points, (2, 2)), feat, [16],
-        image_size=(32, 32), padded_size=(32, 32), mode='splat',
-    )  # fmt: skip
-    # Their mean there; elsewhere the token that began there.
-    torch.testing.assert_close(out, torch.tensor([[[[1.0, 2], [3, 3]]]]))
-    # A quarter of a cell to the left: both cells of the row get the mean.
-    (out,) = build_pyramid(
-        tokens, sampled_at(points - torch.tensor([1.0, 0]), (2, 2)), feat, [16],
-        image_size=(32, 32), padded_size=(32, 32), mode='splat',
-    )  # fmt: skip
-    torch.testing.assert_close(out, torch.tensor([[[[1.0, 2], [3, 3]]]]))
-
-
-@pytest.mark.parametrize('mode', ['index', 'splat'])
 @pytest.mark.parametrize('with_cls_token', [True, False])
-def test_every_parameter_gets_a_gradient(mode, with_cls_token):
-    model = build(featmap_mode=mode, with_cls_token=with_cls_token).train()
+def test_every_parameter_gets_a_gradient(with_cls_token):
+    model = build(with_cls_token=with_cls_token).train()
     maps = model(torch.rand(2, 3, 70, 90))
     sum((out * torch.randn_like(out)).sum() for out in maps).backward()
     for name, parameter in model.named_parameters():
@@ -146,7 +94,6 @@ def test_autocast():
         (dict(out_strides=(4, 12)), 'powers of two'),
         (dict(out_strides=(2, 4)), 'from 4 on'),
         (dict(out_strides=(4, 4)), 'increasing'),
-        (dict(featmap_mode='nearest'), "featmap_mode must be .* got 'nearest'"),
         (dict(out_indices=(0, 1)), r'takes one of out_indices, got \(0, 1\)'),
     ],
 )

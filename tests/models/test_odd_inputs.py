@@ -22,10 +22,7 @@ NETWORKS = {
     'points': dict(),
     'stride': dict(sampler=dict(point_stride=16)),
     'raw': dict(out_type='raw'),
-    'maps': dict(out_type='featmap'),
-    'splat': dict(
-        out_type='featmap', featmap_mode='splat', sampler=dict(point_stride=16)
-    ),
+    'maps': dict(out_type='featmap', sampler=dict(point_stride=16)),
 }
 
 

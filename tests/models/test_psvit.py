@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from mmengine.runner import load_checkpoint
 from stack import skip_without_autocast
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -85,7 +86,7 @@ def test_out_indices():
     assert last.mean(-1).abs().max() < 1e-5 < first.mean(-1).abs().max()
 
 
-@pytest.mark.parametrize('size', [(224, 224), (64, 96), (33, 47), (5, 7)])
+@pytest.mark.parametrize('size', [(64, 96), (33, 47)])
 def test_any_input_size(size):
     for sampler in (dict(num_points=4), dict(point_stride=16)):
         backbone = small(sampler=sampler, out_type='raw').eval()
@@ -111,16 +112,19 @@ def test_point_stride_equals_num_points_at_224():
     assert torch.equal(strided(image)[0], fixed(image)[0])
 
 
-def test_stem_gives_a_channels_last_map():
+def test_layout_of_images_and_maps():
+    """Points are sampled from a channels_last map, without another copy."""
     images = torch.randn(2, 3, 64, 64)
     backbone = small().eval()
-    feat = backbone.stem(backbone._prepare_images(images))
-    assert feat.shape == (2, 24, 16, 16)
-    assert feat.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(
-        backbone(images)[0],
-        backbone(images.contiguous(memory_format=torch.channels_last))[0],
-    )
+    maps = []
+    backbone.stem.register_forward_hook(lambda *args: maps.append(args[-1]))
+    (out,) = backbone(images)
+    assert torch.equal(out, backbone(images.to(memory_format=torch.channels_last))[0])
+    backbone.switch_to_deploy()
+    backbone(images)
+    for feat in maps:
+        assert feat.shape == (2, 24, 16, 16)
+        assert feat.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -153,16 +157,6 @@ def test_every_parameter_gets_a_gradient(share_weights, out_type):
     torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0])).backward()
     for name, parameter in [*backbone.named_parameters(), *head.named_parameters()]:
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
-
-
-def test_backbone_learns_in_the_first_step():
-    """A head that starts at zero would leave the backbone without a gradient."""
-    backbone = PSViT(ARCH, sampler=dict(num_points=4))
-    backbone.init_weights()
-    head = PSViTClsHead(3, 24)
-    head.init_weights()
-    head(backbone(torch.randn(2, 3, 32, 32))).square().sum().backward()
-    assert backbone.stem.conv1.weight.grad.abs().sum() > 0
 
 
 def test_initial_values():
@@ -199,50 +193,135 @@ def test_initial_values():
     assert (head.layers.head.bias == 0).all()
 
 
-def test_pretrained_weights_are_not_initialised_again(tmp_path):
-    source = small()
+def names_of_0_1_0(num_iters: int, depth: int) -> set[str]:
+    """The names of a network's weights in the checkpoints of mmpsvit 0.1.0."""
+    names = {'cls_token', 'norm.weight', 'norm.bias'}
+
+    def add(prefix: str, *modules: str, of: tuple = ('weight', 'bias')) -> None:
+        names.update(f'{prefix}{module}.{name}' for module in modules for name in of)
+
+    statistics = ('running_mean', 'running_var', 'num_batches_tracked')
+    blocks = [f'blocks.{index}.' for index in range(2)]
+    convolutions = [
+        f'{block}{name}'
+        for block in blocks
+        for name in ('conv1', 'conv2', 'conv3', 'downsample.0')
+    ]
+    norms = [
+        f'{block}{name}'
+        for block in blocks
+        for name in ('bn1', 'bn2', 'bn3', 'downsample.1')
+    ]
+    add('stem.', 'conv1', *convolutions, of=('weight',))
+    add('stem.', 'bn1', *norms, of=('weight', 'bias', *statistics))
+    add('sampler.', 'position_layer')
+    for index in range(num_iters - 1):
+        add('sampler.', f'offset_layers.{index}')
+    layers = [f'sampler.layers.{index}.' for index in range(num_iters)]
+    layers += [f'layers.{index}.' for index in range(depth)]
+    for layer in layers:
+        add(layer, 'attn.qkv', of=('weight',))
+        add(layer, 'ln1', 'attn.proj', 'ln2', 'ffn.layers.0.0', 'ffn.layers.1')
+    return names
+
+
+def test_names_in_checkpoints():
+    backbone = small()
+    assert set(backbone.state_dict()) == names_of_0_1_0(num_iters=4, depth=2)
+    assert PSViTClsHead(3, 24).state_dict().keys() == {
+        'layers.head.weight',
+        'layers.head.bias',
+    }
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> tuple[str, dict]:
+    """A classifier's checkpoint, and the weights of its backbone."""
+    state = small().state_dict()
     path = tmp_path / 'checkpoint.pth'
-    state = {f'backbone.{key}': value for key, value in source.state_dict().items()}
-    torch.save(dict(state_dict=state), path)
-    loaded = PSViT(
-        ARCH,
-        sampler=dict(num_points=4),
-        init_cfg=dict(type='Pretrained', checkpoint=str(path), prefix='backbone.'),
+    named = {f'backbone.{key}': value for key, value in state.items()}
+    head = {'head.layers.head.weight': torch.zeros(3, 24)}
+    torch.save(dict(state_dict={**named, **head}), path)
+    return str(path), state
+
+
+def pretrained(checkpoint: str, **kwargs) -> PSViT:
+    """A backbone as it is when a runner has initialised it."""
+    init_cfg = dict(type='Pretrained', checkpoint=checkpoint, **kwargs)
+    backbone = PSViT(ARCH, sampler=dict(num_points=5), init_cfg=init_cfg)
+    backbone.init_weights()
+    return backbone
+
+
+def test_pretrained_weights_are_not_initialised_again(checkpoint):
+    path, state = checkpoint
+    for key, value in pretrained(path, prefix='backbone.').state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+def test_checkpoint_of_which_nothing_fits(checkpoint, tmp_path):
+    """MMEngine would log the names and go on from scratch."""
+    path, state = checkpoint
+    with pytest.raises(CheckpointMisfitError, match=r'backbone\.\S+, .* a prefix\?'):
+        pretrained(path)
+    with pytest.raises(CheckpointMisfitError, match=r'no weight .* fits PSViT'):
+        load_checkpoint(small(), path)
+    other = str(tmp_path / 'other.pth')
+    torch.save({f'backbone.features.{i}': torch.zeros(3) for i in range(9)}, other)
+    with pytest.raises(CheckpointMisfitError, match='another network'):
+        pretrained(other, prefix='backbone.')
+    # The same names, but other shapes.
+    foreign = {key: value[None] for key, value in state.items()}
+    torch.save(foreign, other)
+    with pytest.raises(CheckpointMisfitError, match='no weight of the checkpoint fits'):
+        pretrained(other)
+    with pytest.raises(CheckpointMisfitError):
+        small().load_state_dict(foreign, strict=False)
+
+
+def test_checkpoint_in_a_stock_detector(checkpoint, tmp_path):
+    """Nothing of ours loads it: MMEngine's runner and inferencers do it like this."""
+    pytest.importorskip('mmcv._ext', reason='needs mmcv with ops')
+    models = pytest.importorskip('mmdet.models')
+    register_all_modules = pytest.importorskip('mmdet.utils').register_all_modules
+    register_all_modules(init_default_scope=True)
+    detector = models.FCOS(
+        backbone=dict(
+            type='mmpsvit.PSViT',
+            arch=ARCH,
+            sampler=dict(point_stride=16),
+            out_type='featmap',
+        ),
+        neck=dict(type='FPN', in_channels=[24] * 4, out_channels=16, num_outs=4),
+        bbox_head=dict(
+            type='FCOSHead', num_classes=2, in_channels=16, strides=[4, 8, 16, 32]
+        ),
     )
-    loaded.init_weights()
-    for key, value in loaded.state_dict().items():
-        assert torch.equal(value, source.state_dict()[key]), key
+    path, state = checkpoint
+    load_checkpoint(detector, path)  # a classifier's
+    for key, value in detector.backbone.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    wrong = str(tmp_path / 'resnet.pth')
+    torch.save({'backbone.conv1.weight': torch.zeros(64, 3, 7, 7)}, wrong)
+    with pytest.raises(CheckpointMisfitError, match=r'has backbone\.conv1\.weight'):
+        load_checkpoint(detector, wrong)
+    # Weights of other parts only are not about the backbone.
+    head = detector.bbox_head.state_dict()
+    torch.save({f'bbox_head.{key}': value for key, value in head.items()}, wrong)
+    load_checkpoint(detector, wrong)
 
 
-def test_pretrained_weights_that_do_not_fit(tmp_path):
-    """MMEngine would only log it."""
-    path = tmp_path / 'checkpoint.pth'
-    state = {f'backbone.{key}': value for key, value in small().state_dict().items()}
-
-    def init(change: dict, prefix: str | None = 'backbone.', **kwargs) -> None:
-        changed = {k: v for k, v in {**state, **change}.items() if v is not None}
-        torch.save(dict(state_dict=changed), path)
-        init_cfg = dict(type='Pretrained', checkpoint=str(path), prefix=prefix)
-        PSViT(
-            ARCH, sampler=dict(num_points=4), init_cfg=init_cfg, **kwargs
-        ).init_weights()
-
-    init({})
-    init({}, out_type='raw', with_cls_token=False)  # leaves the class token out
-    wrapped = {f'module.{key}'.replace('backbone.', ''): state[key] for key in state}
-    init({**dict.fromkeys(state), **wrapped}, prefix=None)
-    one = torch.ones(1)
-    for change, message in (
-        ({'backbone.cls_token': None}, 'cls_token is missing'),
-        ({'backbone.other': one}, 'other is unknown to the model'),
-        ({'backbone.norm.bias': one}, r'norm.bias has shape \(1,\), the model wants'),
-    ):
-        with pytest.raises(CheckpointMisfitError, match=message):
-            init(change)
-    with pytest.raises(CheckpointMisfitError, match='no weights with the prefix'):
-        init({}, prefix='encoder.')
-    with pytest.raises(CheckpointMisfitError, match=r'backbone.* and \d+ more'):
-        init({}, prefix=None)
+def test_checkpoint_of_which_a_part_fits(checkpoint):
+    """Fine-tuning on other images, or without a class token."""
+    path, state = checkpoint
+    init_cfg = dict(type='Pretrained', checkpoint=path, prefix='backbone.')
+    backbone = small(
+        in_channels=4, out_type='raw', with_cls_token=False, init_cfg=init_cfg
+    )
+    assert torch.equal(backbone.norm.weight, state['norm.weight'])
+    assert torch.equal(
+        backbone.layers[1].attn.qkv.weight, state['layers.1.attn.qkv.weight']
+    )
 
 
 @pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 2, 3])
@@ -342,8 +421,6 @@ def test_switch_to_deploy(stem_channels):
         assert not any(isinstance(m, _BatchNorm) for m in backbone.modules())
         torch.testing.assert_close(backbone(images)[0], expected, atol=1e-10, rtol=0)
         backbone.switch_to_deploy()  # a second time does nothing
-        feat = backbone.stem(backbone._prepare_images(images))
-    assert feat.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_layer_depth():
@@ -384,8 +461,9 @@ def test_layer_depth():
         (dict(frozen_stages=4), r'frozen_stages must be in \[-1, 3\], got 4'),
         (
             dict(sampler=dict(num_iters=6)),
-            r'sampler.num_iters must be .*\[0, 5\], got 6',
+            r'sampler.num_iters must be .*\[1, 5\], got 6',
         ),
+        (dict(sampler=dict(num_iters=0)), 'sampler.num_iters must be .* got 0'),
         (dict(sampler=dict(embed_dims=12)), 'sampler.embed_dims must be .* got 12'),
     ],
 )

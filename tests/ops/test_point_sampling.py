@@ -89,7 +89,9 @@ def test_corners_and_integers(device):
     feat = torch.arange(12.0, device=device).view(1, 1, 3, 4) + 1
     points = torch.tensor([[[0, 0], [3, 0], [0, 2], [3, 2], [1, 1]]], device=device)
     out = sample_points(feat, points.float())
-    assert out.flatten().tolist() == [1, 4, 9, 12, 6]
+    # mmcv's kernel on CUDA rounds.
+    expected = torch.tensor([1.0, 4, 9, 12, 6], device=device)
+    torch.testing.assert_close(out.flatten(), expected)
     edges = torch.tensor([[[-1.0, 0], [4, 0], [0, -1], [0, 3], [-1, -1], [4, 3]]])
     assert sample_points(feat, edges.to(device)).abs().max() == 0
 
@@ -173,7 +175,9 @@ def test_not_finite_points_sample_zero(device):
     assert (points.grad == 0).all()
 
 
-@pytest.mark.parametrize('shape', [(0, 3, 4, 4), (2, 3, 1, 1), (2, 1, 1, 5)])
+@pytest.mark.parametrize(
+    'shape', [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 1, 1), (2, 1, 1, 5)]
+)
 @pytest.mark.parametrize('count', [0, 1, 5])
 def test_degenerate_sizes(device, shape, count):
     feat = torch.ones(shape, device=device, requires_grad=True)
@@ -260,6 +264,7 @@ def _mmcv_in_python(value, shapes, start, locations, weights):
 @pytest.mark.parametrize('images_per_call', [1, 2, 10**6])
 def test_arguments_of_mmcv_kernel(images_per_call, monkeypatch):
     """The kernel itself needs CUDA; what it is handed is checked everywhere."""
+    pytest.importorskip('mmcv._ext', reason='needs mmcv with ops')
     # 40 points are more than the 5 x 7 pixels of the map.
     monkeypatch.setattr(point_sampling, '_MAX_ELEMENTS', images_per_call * 8 * 40)
     monkeypatch.setattr(point_sampling, 'deform_attn', _mmcv_in_python)

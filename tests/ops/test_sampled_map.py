@@ -62,6 +62,14 @@ def test_gradients_may_be_asked_for_in_parts_and_again():
         torch.testing.assert_close(grad, expected[0], atol=1e-12, rtol=0)
 
 
+def test_anomaly_detection():
+    """A point that is NaN is no fault of the backward pass."""
+    feat, points = inputs()
+    with torch.autograd.detect_anomaly(check_nan=True):
+        sum(out.sum() for out in by_map(feat, points)).backward()
+    assert feat.grad.isfinite().all()
+
+
 def test_recomputed_calls():
     feat, points = inputs()
 

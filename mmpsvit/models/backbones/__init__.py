@@ -1,4 +1,5 @@
 # Copyright (c) mmpsvit contributors.
 from .psvit import PSViT
+from .stem import StemPatchEmbedding
 
-__all__ = ['PSViT']
+__all__ = ['PSViT', 'StemPatchEmbedding']

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpsvit.guard.fit import refuse_foreign_weights
-from mmpsvit.models.backbones.arch import resolve_arch
-from mmpsvit.models.backbones.pyramid import FEATMAP_MODES, build_pyramid, check_strides
-from mmpsvit.models.backbones.stem import Stem
-from mmpsvit.models.encoder_layer import EncoderLayer
-from mmpsvit.models.initialization import trunc_normal_
+from mmpsvit.models.backbones.pyramid import build_pyramid, check_strides
+from mmpsvit.models.backbones.stem import STEM_STRIDE, Stem
+from mmpsvit.models.encoder_layer import EncoderLayer, trunc_normal_
+from mmpsvit.ops import channels_last
 from mmpsvit.registry import MODELS
 
-STEM_STRIDE = 4
+REQUIRED_ARCH_KEYS = ('embed_dims', 'num_layers', 'num_heads', 'feedforward_channels')
+OPTIONAL_ARCH_KEYS = ('stem_base_channels', 'stem_channels')
 
 
 @MODELS.register_module()
@@ -48,8 +48,7 @@ class PSViT(BaseBackbone):
         sampler (dict, optional): Config of the sampler. What it leaves out of
             embed_dims, num_heads, feedforward_channels, feat_stride, drop_rate,
             drop_path_rate and with_cp is filled in; its num_iters layers count as
-            layers of ``arch``. One with ``num_iters=0``, such as ``PatchSampling``,
-            gets embed_dims and feat_stride only. Defaults to None, which means
+            layers of ``arch``. Defaults to None, which means
             ``dict(type='mmpsvit.ProgressiveSampling')``.
         in_channels (int): Channels of the image. Defaults to 3.
         out_type (str): What comes out, for each of ``out_indices``:
@@ -68,9 +67,6 @@ class PSViT(BaseBackbone):
             last layer's output is normalised. Defaults to -1.
         out_strides (Sequence[int]): Strides of the maps of ``out_type='featmap'``,
             increasing powers of two from 4 on. Defaults to (4, 8, 16, 32).
-        featmap_mode (str): 'index' puts a token where its point began, 'splat' where
-            it ended. Defaults to 'index', which detects better in the experiment of
-            configs/mmdet/README.md.
         with_cls_token (bool): Whether a class token joins the tokens after the
             sampling. Defaults to True.
         drop_rate (float): Dropout after the attention's projection and in the MLP.
@@ -122,7 +118,6 @@ class PSViT(BaseBackbone):
         out_type: str = 'cls_token',
         out_indices: int | Sequence[int] = -1,
         out_strides: Sequence[int] = OUT_STRIDES,
-        featmap_mode: str = 'index',
         with_cls_token: bool = True,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -150,11 +145,6 @@ class PSViT(BaseBackbone):
         self.out_type = out_type
         self.cls_token_only = out_type == 'cls_token'
         self.out_strides = check_strides(out_strides, STEM_STRIDE)
-        if featmap_mode not in FEATMAP_MODES:
-            raise ValueError(
-                f'featmap_mode must be one of {FEATMAP_MODES}, got {featmap_mode!r}'
-            )
-        self.featmap_mode = featmap_mode
         self.norm_eval = norm_eval
 
         self.stem = Stem(
@@ -165,27 +155,23 @@ class PSViT(BaseBackbone):
         # (torch.linspace would have no values under `torch.device('meta')`.)
         steps = max(1, self.num_layers - 1)
         rates = [drop_path_rate * i / steps for i in range(self.num_layers)]
-        layer_args = {
-            key: arch[key]
-            for key in ('embed_dims', 'num_heads', 'feedforward_channels')
-        }
+        layer_args = dict(
+            embed_dims=self.embed_dims,
+            num_heads=arch['num_heads'],
+            feedforward_channels=arch['feedforward_channels'],
+            drop_rate=drop_rate,
+            with_cp=with_cp,
+        )
         sampler = dict(sampler or {})
         sampler.setdefault('type', 'mmpsvit.ProgressiveSampling')
         num_iters = sampler.setdefault('num_iters', 4)
-        if not 0 <= num_iters < self.num_layers:
+        if not 1 <= num_iters < self.num_layers:
             raise ValueError(
-                'sampler.num_iters must be in [0, arch.num_layers - 1] = '
-                f'[0, {self.num_layers - 1}], got {num_iters}'
+                'sampler.num_iters must be in [1, arch.num_layers - 1] = '
+                f'[1, {self.num_layers - 1}], got {num_iters}'
             )
-        defaults = dict(embed_dims=self.embed_dims, feat_stride=STEM_STRIDE)
-        if num_iters:
-            defaults.update(
-                layer_args,
-                drop_rate=drop_rate,
-                drop_path_rate=rates[:num_iters],
-                with_cp=with_cp,
-            )
-        self.sampler = MODELS.build({**defaults, **sampler})
+        defaults = dict(feat_stride=STEM_STRIDE, drop_path_rate=rates[:num_iters])
+        self.sampler = MODELS.build({**layer_args, **defaults, **sampler})
         if self.sampler.embed_dims != self.embed_dims:
             raise ValueError(
                 f'sampler.embed_dims must be arch.embed_dims = {self.embed_dims}, got '
@@ -196,9 +182,7 @@ class PSViT(BaseBackbone):
         if with_cls_token:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dims))
         self.layers = ModuleList(
-            EncoderLayer(
-                **layer_args, drop_rate=drop_rate, drop_path_rate=rate, with_cp=with_cp
-            )
+            EncoderLayer(**layer_args, drop_path_rate=rate)
             for rate in rates[num_iters:]
         )
         self.norm = nn.LayerNorm(self.embed_dims, eps=1e-5)
@@ -299,12 +283,11 @@ class PSViT(BaseBackbone):
         if self.out_type == 'featmap':
             return build_pyramid(
                 self._point_tokens(outs[0]),
-                sampled,
+                sampled.grid_size,
                 feat,
                 self.out_strides,
                 image_size=x.shape[-2:],
                 padded_size=images.shape[-2:],
-                mode=self.featmap_mode,
             )
         return tuple(self._format_output(out) for out in outs)
 
@@ -343,7 +326,7 @@ class PSViT(BaseBackbone):
         if stride is not None:
             height, width = x.shape[-2:]
             x = F.pad(x, (0, -width % stride, 0, -height % stride))
-        return x.contiguous(memory_format=torch.channels_last)
+        return channels_last(x)
 
     def _format_output(self, x: Tensor) -> Tensor:
         if self.out_type == 'raw':
@@ -385,3 +368,47 @@ class PSViT(BaseBackbone):
             depth = (int(path[1]) if indexed else 0) + 1
             return min(depth, self.sampler.num_iters), num_depths
         return last, num_depths
+
+
+def resolve_arch(arch: str | dict, arch_zoo: dict[str, dict]) -> dict:
+    """Return a complete copy of an architecture's settings.
+
+    Args:
+        arch (str | dict): Name in the zoo, or settings, as in :class:`PSViT`.
+        arch_zoo (dict[str, dict]): Settings by name.
+
+    Returns:
+        dict: All settings, optional ones filled in.
+
+    Raises:
+        ValueError: If the name is unknown, or keys are missing, unknown or clash.
+    """
+    if isinstance(arch, str):
+        if arch not in arch_zoo:
+            raise ValueError(
+                f'arch must be one of {list(arch_zoo)} or a dict, got {arch!r}'
+            )
+        arch = arch_zoo[arch]
+    unknown = sorted(set(arch) - {*REQUIRED_ARCH_KEYS, *OPTIONAL_ARCH_KEYS})
+    missing = [key for key in REQUIRED_ARCH_KEYS if key not in arch]
+    if unknown or missing:
+        raise ValueError(
+            f'arch has unknown keys {unknown} and lacks the keys {missing}; '
+            f'required are {REQUIRED_ARCH_KEYS}, optional {OPTIONAL_ARCH_KEYS}'
+        )
+    arch = {
+        'stem_base_channels': 64,
+        'stem_channels': (256, arch['embed_dims']),
+        **arch,
+    }
+    if not arch['stem_channels'] or arch['stem_channels'][-1] != arch['embed_dims']:
+        raise ValueError(
+            'arch.stem_channels must end with arch.embed_dims = '
+            f'{arch["embed_dims"]}, got {arch["stem_channels"]}'
+        )
+    if arch['embed_dims'] % arch['num_heads']:
+        raise ValueError(
+            'arch.embed_dims must be a multiple of arch.num_heads, got '
+            f'{arch["embed_dims"]} and {arch["num_heads"]}'
+        )
+    return arch

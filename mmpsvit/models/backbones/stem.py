@@ -2,18 +2,22 @@
 """The CNN stem of PS-ViT: image to feature map of stride 4."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 
 import torch
 import torch.utils.checkpoint as cp
 from mmengine.model import BaseModule, Sequential
+from mmengine.utils import to_2tuple
 from mmpretrain.models.backbones.resnet import Bottleneck
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mmpsvit.compat import is_compiling
+from mmpsvit.registry import MODELS
+
+STEM_STRIDE = 4
 
 
 class Stem(BaseModule):
@@ -89,21 +93,87 @@ class Stem(BaseModule):
         self.blocks = Sequential(*(_FoldedBottleneck(block) for block in self.blocks))
 
     def _recomputes(self) -> bool:
-        # torch.compile does not take the context that the recomputation needs.
-        if is_compiling():
+        # torch.compile cannot tell the recomputation from the first pass.
+        if _is_compiling():
             return False
         return self.with_cp and self.training and torch.is_grad_enabled()
 
     @staticmethod
     def _checkpoint(part: Callable, norms: nn.Module, x: Tensor) -> Tensor:
-        # The recomputation must not count the batch a second time in the running
-        # statistics, which MMPretrain's own `with_cp` does.
-        return cp.checkpoint(
-            part,
-            x,
-            use_reentrant=False,
-            context_fn=lambda: (contextlib.nullcontext(), _untracked(norms)),
+        # The recomputations, one for each backward pass, must not count the batch again
+        # in the running statistics, which MMPretrain's own `with_cp` does.
+        calls = itertools.count()
+
+        def run(x: Tensor) -> Tensor:
+            with _untracked(norms) if next(calls) else contextlib.nullcontext():
+                return part(x)
+
+        return cp.checkpoint(run, x, use_reentrant=False)
+
+
+@MODELS.register_module()
+class StemPatchEmbedding(BaseModule):
+    """The stem and a convolution over its map, in place of a ViT's patch embedding.
+
+    Not in the paper: it makes MMPretrain's ``VisionTransformer`` a control that has the
+    stem of PS-ViT, but no sampling. ``patch_cfg=dict(conv_type=
+    'mmpsvit.StemPatchEmbedding')`` puts it in, and MMPretrain fills in what a
+    convolution takes.
+
+    Args:
+        in_channels (int): Channels of the image.
+        out_channels (int): Channels C of the tokens.
+        kernel_size (int | tuple[int, int]): Side of a patch in pixels of the image, a
+            multiple of 4.
+        stride (int | tuple[int, int]): Way from patch to patch, a multiple of 4.
+        padding (int | tuple[int, int]): There is none. Defaults to 0.
+        dilation (int | tuple[int, int]): There is none. Defaults to 1.
+        bias (bool): Whether the convolution over the map has a bias. Defaults to True.
+        base_channels (int): As in :class:`Stem`. Defaults to 64.
+        stem_channels (Sequence[int], optional): Output channels of the stem's
+            bottlenecks. Defaults to None, which means (256, out_channels).
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int],
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        bias: bool = True,
+        base_channels: int = 64,
+        stem_channels: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = dict(
+            kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation
         )
+        kernel, stride, padding, dilation = map(to_2tuple, sizes.values())
+        if any(length % STEM_STRIDE for length in (*kernel, *stride)) or (
+            padding != (0, 0) or dilation != (1, 1)
+        ):
+            raise ValueError(
+                f'kernel_size and stride must be multiples of {STEM_STRIDE}, padding 0 '
+                f'and dilation 1, got {sizes}'
+            )
+        channels = stem_channels or (256, out_channels)
+        self.stem = Stem(in_channels, base_channels, channels)
+        self.projection = nn.Conv2d(
+            channels[-1],
+            out_channels,
+            [length // STEM_STRIDE for length in kernel],
+            [length // STEM_STRIDE for length in stride],
+            bias=bias,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn images (B, 3, H, W) into patches (B, C, H / stride, W / stride)."""
+        return self.projection(self.stem(x))
 
 
 class _FoldedBottleneck(BaseModule):
@@ -162,3 +232,11 @@ def _untracked(module: nn.Module) -> Iterator[None]:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.num_batches_tracked -= 1
+
+
+def _is_compiling() -> bool:
+    """Whether torch.compile or torch.export traces this code."""
+    if hasattr(torch.compiler, 'is_compiling'):
+        return torch.compiler.is_compiling()
+    # PyTorch 2.1
+    return torch._dynamo.external_utils.is_compiling()

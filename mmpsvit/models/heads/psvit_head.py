@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from mmpretrain.models.heads import VisionTransformerClsHead
 from torch import Tensor
 
-from mmpsvit.models.initialization import LINEAR_INIT
+from mmpsvit.models.encoder_layer import LINEAR_INIT
 from mmpsvit.models.necks import SampledTokens
 from mmpsvit.registry import MODELS
 

@@ -11,8 +11,7 @@ import torch.utils.checkpoint as cp
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
-from mmpsvit.models.encoder_layer import EncoderLayer
-from mmpsvit.models.initialization import trunc_normal_
+from mmpsvit.models.encoder_layer import EncoderLayer, trunc_normal_
 from mmpsvit.ops import SampledMap
 from mmpsvit.registry import MODELS
 
@@ -34,6 +33,21 @@ class SampledTokens(NamedTuple):
     points: Tensor
     trajectory: Tensor
     grid_size: tuple[int, int]
+
+
+class PointLinear(nn.Linear):
+    """A linear layer from or to points, which computes in the dtype of its input.
+
+    Also under autocast and with weights in half precision: points are never rounded to
+    it. At 56 pixels one step of float16 is 1/32 of a pixel, one of bfloat16 a quarter.
+    Dynamic quantisation, which asks for the exact class, leaves such a layer as it is.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The meta device has no autocast that could be switched off.
+        device = 'cpu' if x.is_meta else x.device.type
+        with torch.autocast(device, enabled=False):
+            return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
 @MODELS.register_module()
@@ -123,7 +137,7 @@ class ProgressiveSampling(BaseModule):
         self.in_proj = nn.Identity()
         if in_channels not in (None, embed_dims):
             self.in_proj = nn.Linear(in_channels, embed_dims)
-        self.position_layer = nn.Linear(2, embed_dims)
+        self.position_layer = PointLinear(2, embed_dims)
         self.layers = ModuleList(
             EncoderLayer(
                 embed_dims,
@@ -137,7 +151,7 @@ class ProgressiveSampling(BaseModule):
         )
         num_offset_layers = min(1, num_iters - 1) if share_weights else num_iters - 1
         self.offset_layers = ModuleList(
-            nn.Linear(embed_dims, 2) for _ in range(num_offset_layers)
+            PointLinear(embed_dims, 2) for _ in range(num_offset_layers)
         )
 
     def _layer_rates(self, drop_path_rate: float | Sequence[float]) -> list[float]:
@@ -250,30 +264,17 @@ class ProgressiveSampling(BaseModule):
         x, y = points.detach().unbind(-1)
         position = torch.stack((x / width, y / height), dim=-1)
 
-        # In the dtype of the weights: under autocast, the sum that runs through all
-        # layers stays in float32, as in MMPretrain's ViT.
-        dtype = self.position_layer.weight.dtype
-        inputs = self.in_proj(sampled_map.sample(points, iteration).to(dtype))
-        inputs = inputs + _linear_in(self.position_layer, position).to(dtype)
+        samples = sampled_map.sample(points, iteration)
+        if not isinstance(self.in_proj, nn.Identity):
+            samples = self.in_proj(samples.to(sampled_map.dtype))
+        inputs = samples + self.position_layer(position)
         if tokens is not None:
             inputs = inputs + tokens
         index = 0 if self.share_weights else iteration
         tokens = self.layers[index](inputs)
         if iteration == self.num_iters - 1:
             return tokens, None
-        return tokens, _linear_in(self.offset_layers[index], tokens.to(points.dtype))
-
-
-def _linear_in(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Apply a linear layer in the dtype of ``x``, under autocast and in half models.
-
-    Points are never rounded to half precision: at 56 pixels one fp16 step is 1/32
-    of a pixel, one bf16 step a quarter.
-    """
-    # The meta device has no autocast that could be switched off.
-    device = 'cpu' if x.is_meta else x.device.type
-    with torch.autocast(device, enabled=False):
-        return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
+        return tokens, self.offset_layers[index](tokens.to(points.dtype))
 
 
 def _check_grid(

@@ -1,0 +1,80 @@
+# Copyright (c) mmpsvit contributors.
+"""Derivatives by ``torch.func``, a second backward pass, and second derivatives."""
+
+import pytest
+import torch
+from torch.func import functional_call, grad, vmap
+
+from mmpsvit import PSViT
+
+
+@pytest.fixture
+def backbone(request) -> PSViT:
+    torch.manual_seed(0)
+    arch = dict(
+        embed_dims=24,
+        num_layers=4,
+        num_heads=3,
+        feedforward_channels=48,
+        stem_base_channels=8,
+        stem_channels=(24,),
+    )
+    backbone = PSViT(
+        arch,
+        sampler=dict(num_points=3, num_iters=3),
+        with_cp=getattr(request, 'param', False),
+    )
+    for layer in backbone.sampler.offset_layers:
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    return backbone.double()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(2, 3, 32, 32, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.filterwarnings('ignore:There is a performance drop')
+def test_gradients_of_each_image(backbone, images):
+    backbone.eval()
+    weight = torch.randn(24, dtype=torch.float64)
+    parameters = {name: p.detach() for name, p in backbone.named_parameters()}
+
+    def loss(parameters: dict, image: torch.Tensor) -> torch.Tensor:
+        return (functional_call(backbone, parameters, (image[None],))[0] * weight).sum()
+
+    actual = vmap(grad(loss), (None, 0))(parameters, images)
+    for index, image in enumerate(images):
+        single = grad(loss)(parameters, image)
+        backbone.zero_grad()
+        (backbone(image[None])[0] * weight).sum().backward()
+        for name, parameter in backbone.named_parameters():
+            for found in (single[name], actual[name][index]):
+                torch.testing.assert_close(found, parameter.grad, atol=1e-9, rtol=1e-7)
+
+
+@pytest.mark.parametrize('backbone', [False, True], indirect=True)
+def test_two_backward_passes_through_one_graph(backbone, images):
+    """Recomputed or not: gradients add up, and statistics count the batch once."""
+    (out,) = backbone.train()(images)
+    statistics = {name: b.clone() for name, b in backbone.named_buffers()}
+    out[:, :12].sum().backward(retain_graph=True)
+    out[:, 12:].mul(2).sum().backward()
+    for name, buffer in backbone.named_buffers():
+        assert torch.equal(buffer, statistics[name]), name
+    twice = {name: p.grad for name, p in backbone.named_parameters()}
+    backbone.zero_grad()
+    (out,) = backbone(images)
+    (out[:, :12].sum() + 2 * out[:, 12:].sum()).backward()
+    for name, parameter in backbone.named_parameters():
+        torch.testing.assert_close(twice[name], parameter.grad, atol=1e-9, rtol=1e-7)
+
+
+def test_second_derivatives_are_refused(backbone, images):
+    """They would lack what the sampling contributes."""
+    images.requires_grad_()
+    loss = backbone(images)[0].square().sum()
+    (gradient,) = torch.autograd.grad(loss, images, create_graph=True)
+    with pytest.raises(RuntimeError):
+        gradient.square().sum().backward()

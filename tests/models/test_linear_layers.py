@@ -1,0 +1,117 @@
+# Copyright (c) mmpsvit contributors.
+"""What wraps, watches or replaces linear layers works on all of PS-ViT's."""
+
+import pytest
+import torch
+from mmpretrain.models.peft import LoRAModel
+from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
+
+from mmpsvit import ProgressiveSampling, PSViT
+
+ARCH = dict(
+    embed_dims=24,
+    num_layers=4,
+    num_heads=3,
+    feedforward_channels=48,
+    stem_base_channels=8,
+    stem_channels=(24,),
+)
+SAMPLER = dict(num_points=3, num_iters=3)
+# The layers that read or move points.
+POINT_LAYERS = ['position_layer', 'offset_layers.0', 'offset_layers.1']
+
+
+@pytest.fixture
+def backbone() -> PSViT:
+    torch.manual_seed(0)
+    backbone = PSViT(ARCH, sampler=SAMPLER)
+    backbone.init_weights()
+    for layer in backbone.sampler.offset_layers:
+        nn.init.normal_(layer.weight, std=0.3)
+    return backbone.eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def test_every_hook_fires(backbone, images):
+    layers = {n: m for n, m in backbone.named_modules() if isinstance(m, nn.Linear)}
+    assert {f'sampler.{name}' for name in POINT_LAYERS} < layers.keys()
+    called = set()
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda *_, name=name: called.add(name))
+    backbone(images)
+    assert called == layers.keys()
+
+
+@pytest.mark.parametrize('name', POINT_LAYERS)
+def test_hook_moves_points(backbone, images, name):
+    """What a hook returns is what the network goes on with."""
+    before = backbone(images)[0]
+    layer = backbone.sampler.get_submodule(name)
+    layer.register_forward_hook(lambda module, args, output: output + 1)
+    assert not torch.allclose(backbone(images)[0], before)
+
+
+def test_training_of_a_pruned_network(backbone, images):
+    layers = [m for m in backbone.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    prune.global_unstructured(
+        [(layer, 'weight') for layer in layers], prune.L1Unstructured, amount=0.3
+    )
+    optimizer = torch.optim.SGD(backbone.train().parameters(), lr=0.1)
+    for _ in range(2):
+        backbone(images)[0].square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    backbone.eval()(images)
+    for layer in layers:
+        assert torch.equal(layer.weight, layer.weight_orig * layer.weight_mask)
+
+
+def test_weight_norm(backbone, images):
+    before = backbone(images)[0]
+    for name in POINT_LAYERS:
+        weight_norm(backbone.sampler.get_submodule(name))
+    torch.testing.assert_close(backbone(images)[0], before)
+
+
+@pytest.mark.parametrize('target', ['.*qkv', *POINT_LAYERS])
+def test_lora(images, target):
+    cfg = dict(type='mmpsvit.PSViT', arch=ARCH, sampler=SAMPLER)
+    lora = LoRAModel(cfg, rank=2, targets=[dict(type=target)]).eval()
+    # Points that have not moved lie so that moving them changes something.
+    before = lora(images)[0]
+    for name, parameter in lora.named_parameters():
+        if 'lora_up' in name:
+            nn.init.ones_(parameter)
+    lora(images)[0].sum().backward()
+    assert not torch.equal(lora(images)[0], before)
+    trained = {n for n, p in lora.named_parameters() if p.grad is not None}
+    assert trained and all('lora_' in name for name in trained)
+    # The runner initialises again what was built.
+    lora.init_weights()
+
+
+def test_dynamic_quantisation(backbone, images):
+    """Attention in int8; what reads or moves points stays as exact as it is."""
+    torch.backends.quantized.engine = torch.backends.quantized.supported_engines[-1]
+    small = torch.ao.quantization.quantize_dynamic(backbone, {nn.Linear})
+    with torch.no_grad():
+        expected, actual = backbone(images)[0], small(images)[0]
+    assert type(small.layers[0].attn.qkv) is torch.ao.nn.quantized.dynamic.Linear
+    assert isinstance(small.sampler.position_layer, nn.Linear)
+    assert (actual - expected).norm() < 0.05 * expected.norm()
+
+
+def test_dynamic_quantisation_of_a_neck():
+    neck = ProgressiveSampling(24, 3, 48, in_channels=8, **SAMPLER).eval()
+    small = torch.ao.quantization.quantize_dynamic(neck, {nn.Linear})
+    feat = torch.rand(2, 8, 9, 9)
+    with torch.no_grad():
+        expected, actual = neck(feat).tokens, small(feat).tokens
+    assert type(small.in_proj) is torch.ao.nn.quantized.dynamic.Linear
+    assert (actual - expected).norm() < 0.05 * expected.norm()
