@@ -1,13 +1,14 @@
 # Copyright (c) mmpsvit contributors.
-"""What all benchmarks share: options, steps, timing, memory, tables and files."""
+"""What the benchmarks share: options, steps, timing, memory, tables and files."""
 
 import argparse
 import datetime
 import gc
 import itertools
 import json
-import os
+import platform
 import random
+import re
 import shlex
 import statistics
 import sys
@@ -16,19 +17,25 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, S
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import mmcv
+import mmengine
+import mmpretrain
+import numpy
 import torch
+import torchvision
+from mmengine.config import Config
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from mmpsvit.compat import event_start, grad_scaler
-from mmpsvit.engine.machine import processor_name, stack_versions
-from mmpsvit.guard.files import AtomicBackend
+import mmpsvit
+from mmpsvit.guard import write_atomically
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'psvit'
-# Relative: a default that is printed and written has no folders of one machine.
-DEFAULT_CONFIG = os.path.relpath(CONFIGS / 'b14.py')
+OURS = {path.stem: str(path) for path in sorted(CONFIGS.glob('*.py'))}
+# Of weights, or autocast over float32 weights.
+DTYPES = ('float32', 'amp-float16', 'amp-bfloat16', 'bfloat16')
 Step = Callable[[], object]
 
 
@@ -46,31 +53,27 @@ class Figures:
     peak_bytes: int | None = None
 
     @property
-    def median(self) -> float:
-        """Median seconds."""
-        return statistics.median(self.seconds)
+    def milliseconds(self) -> float:
+        """Median milliseconds."""
+        return 1e3 * statistics.median(self.seconds)
 
     @property
-    def quartiles(self) -> tuple[float, float]:
-        """First and third quartile of the seconds."""
+    def quartiles(self) -> list[float]:
+        """First and third quartile of the milliseconds."""
         if len(self.seconds) < 2:
-            return self.median, self.median
+            return [self.milliseconds, self.milliseconds]
         low, _, high = statistics.quantiles(self.seconds, n=4, method='inclusive')
-        return low, high
+        return [1e3 * low, 1e3 * high]
 
 
 def positive(text: str) -> int:
     """Type of an argument: a whole number of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'must be at least 1, got {text}')
-    return value
+    return int(text)
 
 
-def device_of(text: str) -> torch.device:
+def _device(text: str) -> torch.device:
     """Type of an argument: a device that is there."""
     try:
         device = torch.device(text)
@@ -81,58 +84,64 @@ def device_of(text: str) -> torch.device:
     return device
 
 
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--device``."""
+def add_common_arguments(parser: argparse.ArgumentParser, runs: int) -> None:
+    """Add the options that every benchmark has."""
     default = 'cuda' if torch.cuda.is_available() else 'cpu'
-    parser.add_argument('--device', type=device_of, default=default)
-
-
-def add_common_arguments(parser: argparse.ArgumentParser, runs: str) -> None:
-    """Add the options that every benchmark has; ``runs`` is the default in words."""
-    parser.add_argument('--runs', type=positive, help=f'rounds; default: {runs}')
-    parser.add_argument('--warmup', type=positive, default=2, help='steps not timed')
+    parser.add_argument('--device', type=_device, default=default)
+    parser.add_argument('--runs', type=positive, default=runs, help='timed rounds')
+    parser.add_argument('--warmup', type=positive, default=3, help='steps not timed')
     parser.add_argument('--threads', type=positive, help='CPU threads')
     parser.add_argument('--out', help='writes OUT.json and OUT.md')
 
 
-def add_amp_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--amp``."""
-    parser.add_argument(
-        '--amp', action='store_true', help='autocast: float16 on CUDA, else bfloat16'
-    )
+def autocast(device: torch.device, dtype: str) -> torch.autocast:
+    """The mixed precision that one of ``DTYPES`` stands for, if it does."""
+    half = torch.float16 if dtype == 'amp-float16' else torch.bfloat16
+    return torch.autocast(device.type, half, enabled=dtype.startswith('amp'))
 
 
-def autocast(device: torch.device, enabled: bool) -> torch.autocast:
-    """Mixed precision as ``--amp`` has it."""
-    half = torch.float16 if device.type == 'cuda' else torch.bfloat16
-    return torch.autocast(device.type, half, enabled=enabled)
+def input_size(cfg: Config) -> tuple[int, int]:
+    """The size (H, W) that the test pipeline crops or resizes to, 224 if neither."""
+    loader = cfg.get('test_dataloader') or {}
+    size = 224
+    for transform in loader.get('dataset', {}).get('pipeline', []):
+        size = transform.get('crop_size', transform.get('scale', size))
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
-def inference_step(forward: Callable, images: Tensor, amp: bool) -> Step:
+def inference_step(forward: Callable, images: Tensor, dtype: str) -> Step:
     """Images to logits."""
 
     def infer() -> None:
-        with torch.inference_mode(), autocast(images.device, amp):
+        with torch.inference_mode(), autocast(images.device, dtype):
             forward(images)
 
     return infer
 
 
 def training_step(
-    forward: Callable, parameters: Iterable[nn.Parameter], images: Tensor, amp: bool
+    forward: Callable, parameters: Iterable[nn.Parameter], images: Tensor, dtype: str
 ) -> Step:
-    """Forward, label-smoothed cross entropy, backward and AdamW.
+    """Forward, label-smoothed cross entropy (of maps: their mean), backward and AdamW.
 
     No gradient is left after the step, so its peak memory has the gradients in it.
     """
     device = images.device
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-    scaler = grad_scaler(device.type, enabled=amp and device.type == 'cuda')
+    # Before PyTorch 2.3, there is one for CUDA only.
+    scaler = getattr(torch, 'GradScaler', torch.cuda.amp.GradScaler)(
+        enabled=dtype == 'amp-float16' and device.type == 'cuda'
+    )
     labels = torch.zeros(len(images), dtype=torch.long, device=device)
 
     def train() -> None:
-        with autocast(device, amp):
-            loss = F.cross_entropy(forward(images), labels, label_smoothing=0.1)
+        with autocast(device, dtype):
+            outs = forward(images)
+            if isinstance(outs, Tensor):
+                loss = F.cross_entropy(outs, labels, label_smoothing=0.1)
+            else:
+                loss = sum(out.float().mean() for out in outs)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -141,15 +150,11 @@ def training_step(
     return train
 
 
-def seconds_of(step: Step, device: torch.device) -> float:
-    """How long a step takes until the device has finished it."""
+def clock(device: torch.device) -> float:
+    """Seconds, read when the device has finished its work."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    step()
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return time.perf_counter()
 
 
 def peak_bytes_of(step: Step, device: torch.device) -> int:
@@ -165,20 +170,18 @@ def peak_bytes_of(step: Step, device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
-    events = profiler.profiler.kineto_results.events()
+    # Before PyTorch 2.2, an event has its start in microseconds only.
     changes = sorted(
-        (event_start(event), event.nbytes())
-        for event in events
-        if event.name() == '[memory]'
+        ((event.start_ns if hasattr(event, 'start_ns') else event.start_us)(), size)
+        for event in profiler.profiler.kineto_results.events()
+        if event.name() == '[memory]' and (size := event.nbytes())
     )
     return max(itertools.accumulate((size for _, size in changes), initial=0))
 
 
 def measure(
     steps: Mapping[Hashable, Step],
-    runs: int,
-    warmup: int,
-    device: torch.device,
+    args: argparse.Namespace,
     memory: Collection[Hashable] = (),
 ) -> dict[Hashable, Figures]:
     """Warm all steps up, then time them round by round.
@@ -188,9 +191,7 @@ def measure(
 
     Args:
         steps (Mapping[Hashable, Step]): The steps by name.
-        runs (int): Number of timed rounds.
-        warmup (int): Untimed runs of each step beforehand.
-        device (torch.device): Where the steps run.
+        args (argparse.Namespace): The options ``runs``, ``warmup`` and ``device``.
         memory (Collection[Hashable]): The steps that are run once more for their peak
             memory. Defaults to none.
 
@@ -199,75 +200,76 @@ def measure(
     """
     figures = {name: Figures() for name in steps}
     order = random.Random(0)
-    with tqdm(
-        total=(warmup + runs) * len(steps) + len(memory), disable=None
-    ) as progress:
-        for name, step in steps.items():
-            for _ in range(warmup):
-                step()
-                progress.update()
-            if name in memory:
-                figures[name].peak_bytes = peak_bytes_of(step, device)
-                progress.update()
-        for _ in range(runs):
-            for name in order.sample(list(steps), len(steps)):
-                figures[name].seconds.append(seconds_of(steps[name], device))
-                progress.update()
+    for name, step in tqdm(steps.items(), 'warm-up', disable=None):
+        for _ in range(args.warmup):
+            step()
+        if name in memory:
+            figures[name].peak_bytes = peak_bytes_of(step, args.device)
+    for _ in tqdm(range(args.runs), 'rounds', disable=None):
+        for name in order.sample(list(steps), len(steps)):
+            start = clock(args.device)
+            steps[name]()
+            figures[name].seconds.append(clock(args.device) - start)
     return figures
 
 
-def describe(device: torch.device | None = None) -> dict:
+def describe(device: torch.device) -> dict:
     """What the figures depend on: machine, versions, command, date."""
-    name = processor_name()
-    if device is not None and device.type == 'cuda':
+    name = platform.processor() or platform.machine()
+    processors = Path('/proc/cpuinfo')
+    if device.type == 'cuda':
         name = torch.cuda.get_device_name(device)
+    elif processors.exists():
+        names = re.findall(r'model name\s*: (.+)', processors.read_text())
+        name = names[0] if names else name
+    modules = (torch, torchvision, numpy, mmengine, mmcv, mmpretrain, mmpsvit)
+    versions = {module.__name__: module.__version__ for module in modules}
     return {
         'device': name,
         'threads': torch.get_num_threads(),
         'date': datetime.date.today().isoformat(),
         'command': shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        'versions': stack_versions(),
+        'versions': {'python': platform.python_version(), **versions},
     }
 
 
-def heading(title: str, about: dict) -> list[str]:
-    """The lines above a table: what it shows, and what it was measured with."""
-    return [
-        f'{title} {about["device"]}, {about["threads"]} CPU threads, {about["date"]}.',
-        '',
-        f'`{about["command"]}`',
-        '',
-        ', '.join(f'{key} {value}' for key, value in about['versions'].items()),
-        '',
+def markdown_table(rows: Sequence[Mapping], keep: Collection[str] = ()) -> list[str]:
+    """Lines of a table; columns that say the same in all rows are left out.
+
+    Args:
+        rows (Sequence[Mapping]): The cells of each row by column.
+        keep (Collection[str]): Columns that are never left out. Defaults to none.
+    """
+    names = [
+        name
+        for name in dict.fromkeys(itertools.chain.from_iterable(rows))
+        if name in keep or len({str(row.get(name, '')) for row in rows}) > 1
     ]
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence]) -> list[str]:
-    """Lines of a table whose first column is left-aligned."""
-    lines = [list(header), ['---', *['---:'] * (len(header) - 1)], *rows]
-    return [f'| {" | ".join(map(str, line))} |' for line in lines]
+    lines = [names, ['---', *['---:'] * (len(names) - 1)]]
+    lines += [[str(row.get(name, '')) for name in names] for row in rows]
+    return [f'| {" | ".join(line)} |' for line in lines]
 
 
 def mebibytes(count: int | None) -> str:
     """Bytes as a cell of a table."""
-    return '?' if count is None else f'{count / 2**20:.0f}'
-
-
-def write(path: Path, content: str | bytes) -> None:
-    """Write a file, which is then there in full or not at all."""
-    data = content.encode() if isinstance(content, str) else content
-    AtomicBackend().put(data, path)
+    return '' if count is None else f'{count / 2**20:.0f}'
 
 
 def report(
-    lines: Sequence[str], about: dict, args: argparse.Namespace, **results
+    title: str, lines: Sequence[str], args: argparse.Namespace, **results
 ) -> None:
     """Print Markdown, and write it and the figures where ``--out`` asks for it."""
+    about = describe(args.device)
+    versions = ', '.join(f'{key} {value}' for key, value in about['versions'].items())
+    threads = f'{about["threads"]} CPU threads'
+    title = f'{title} {about["device"]}, {threads}, {about["date"]}.'
+    lines = [title, '', f'`{about["command"]}`', '', versions, '', *lines]
     text = '\n'.join(lines) + '\n'
     print(text, end='')
     if args.out:
         settings = {key: value for key, value in vars(args).items() if key != 'out'}
-        # Devices and dtypes are written by their names.
+        # Devices are written by their names.
         content = json.dumps(dict(about, settings=settings, **results), default=str)
-        write(Path(f'{args.out}.json'), content)
-        write(Path(f'{args.out}.md'), text)
+        for suffix, written in (('json', content), ('md', text)):
+            with write_atomically(f'{args.out}.{suffix}') as temporary:
+                temporary.write_text(written)

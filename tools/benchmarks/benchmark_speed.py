@@ -1,19 +1,25 @@
 # Copyright (c) mmpsvit contributors.
-"""Time networks side by side: inference, or with --train a whole training step.
+"""Time networks side by side: inference, latency, training steps, memory, scaling.
 
-    python tools/benchmarks/benchmark_speed.py --out speed
+    python tools/benchmarks/benchmark_speed.py --channels-last --fuse --out speed
     python tools/benchmarks/benchmark_speed.py b14 plain-b14 deit-b --train
-    python tools/benchmarks/benchmark_speed.py --channels-last --fuse
+    python tools/benchmarks/benchmark_speed.py b14 deit-s --sizes 224 448 --parts
 
-A model is a config file, a name of MMPretrain's model index, `torchvision:NAME`, one
-of the short names below, or `plain:CONFIG`: the network of a PS-ViT config restated in
-plain PyTorch, see plain_psvit.py. Every round runs each model once, in another order,
-so that whatever else the machine does slows all of them; figures are medians over the
-rounds. Images are random and on the device already. Inference ends with the logits; a
-training step is forward, label-smoothed cross entropy, backward and AdamW.
+A model is a config file, a name of MMPretrain's model index, `torchvision:NAME` or one
+of the short names of --help. `plain-NAME` is the PS-ViT of that name in plain PyTorch,
+see plain_psvit.py, and `NAME+cp` the one with `with_cp=True`.
 
---channels-last, --fuse and --compile go for all models alike, except the plain ones:
-those stay as they are written, in NCHW, unfused and uncompiled.
+Every round runs each row's step once, in another order, so that whatever else the
+machine does slows all of them; figures are medians over the rounds, and ratios are
+those of images/s, to a baseline in the same dtype, mode and setting. Images are random
+and on the device already. Inference ends with the logits; a training step is forward,
+label-smoothed cross entropy, backward and AdamW. --compile and --cuda-graphs add rows
+to those of eager execution; both together compile with mode='reduce-overhead'. The
+plain networks stay as they are written: NCHW, BatchNorms unfolded, eager.
+
+With --sizes and --points images grow, points per side grow, or both, side by side. A
+plain ViT then gets as many tokens as the PS-ViTs: patches of the image's side over the
+points per side, rounded down, in an image of as many whole patches.
 """
 
 # isort: off
@@ -21,7 +27,10 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 # isort: on
 
 import argparse
+import contextlib
+import itertools
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,14 +39,15 @@ import mmpretrain
 import torch
 import torchvision
 from _measuring import (
-    CONFIGS,
+    DTYPES,
+    OURS,
     Figures,
-    add_amp_argument,
+    Step,
     add_common_arguments,
-    add_device_argument,
-    describe,
-    heading,
+    autocast,
+    clock,
     inference_step,
+    input_size,
     markdown_table,
     measure,
     mebibytes,
@@ -46,15 +56,16 @@ from _measuring import (
     training_step,
 )
 from mmcv.cnn import fuse_conv_bn
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from plain_psvit import PlainPSViT
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.profiler import profile
 
 from mmpsvit.cli import read_config, run_main
+from mmpsvit.guard import write_atomically
 
-OURS = {path.stem: str(path) for path in sorted(CONFIGS.glob('*.py'))}
 # Peers of the paper's Table 9. MMPretrain has no RegNetY.
 PEERS = {
     'deit-s': 'deit-small_4xb256_in1k',
@@ -65,91 +76,107 @@ PEERS = {
     'resnet101': 'resnet101_8xb32_in1k',
     'regnety-8gf': 'torchvision:regnet_y_8gf',
 }
-ALIASES = {
-    **OURS,
-    **{f'plain-{name}': f'plain:{path}' for name, path in OURS.items()},
-    **PEERS,
-}
 DEFAULT = ['ti14', 'b10', 'b14', 'b18', *PEERS]
-# The paper's ratios of images/s in inference: one V100, batch 128, mean of 50 runs.
-PAPER = {('b14', 'deit-b'): 2.0, ('b10', 'vit-b16-384'): 13.7}
+EAGER, GRAPHS, COMPILED = 'eager', 'CUDA graphs', 'compiled'
+COMPILED_GRAPHS = 'compiled, CUDA graphs'
 
 
 @dataclass
 class Candidate:
-    """A model in the race.
+    """A model in the race, one row for each of its steps.
 
     Attributes:
         name (str): Its name in the table.
         model (nn.Module): The model.
-        forward (Callable): Images to logits.
+        forward (Callable): Images to logits, or to maps with --backbone.
         shape (tuple[int, int]): Size (H, W) of its images.
-        plain (bool): Whether it stays as it is written.
+        points (int | None): Points per side, where the command line says.
+        setting (int): The number of the setting, of those with --sizes and --points.
+        dtype (str): One of ``DTYPES``.
         parameters (int): Number of its parameters.
-        step (Callable): One step of what is timed.
-        figures (Figures): What was measured.
+        parts (dict[str, float]): Share of its time of each part, with --parts.
+        steps (dict[str, Step]): What is timed, by mode.
+        figures (dict[str, Figures]): What was measured, by mode.
     """
 
     name: str
     model: nn.Module
     forward: Callable[[Tensor], Tensor]
     shape: tuple[int, int] = (224, 224)
-    plain: bool = False
+    points: int | None = None
+    setting: int = 0
+    dtype: str = DTYPES[0]
     parameters: int = 0
-    step: Callable[[], None] = field(default=lambda: None)
-    figures: Figures = field(default_factory=Figures)
+    parts: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, Step] = field(default_factory=dict)
+    figures: dict[str, Figures] = field(default_factory=dict)
 
 
-def input_size(cfg: Config) -> tuple[int, int]:
-    """The size that the test pipeline crops or resizes to, 224 if it does neither."""
-    loader = cfg.get('test_dataloader') or {}
-    size = 224
-    for transform in loader.get('dataset', {}).get('pipeline', []):
-        size = transform.get('crop_size', transform.get('scale', size))
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
+def change_config(
+    cfg: Config, args: argparse.Namespace, side: int, points: int | None, with_cp: bool
+) -> int:
+    """Set what the command line says in a config; return the side of the images."""
+    backbone = cfg.model.get('backbone', {})
+    if backbone.get('type') == 'mmpsvit.PSViT':
+        cfg.merge_from_dict(args.cfg_options or {})
+        if with_cp:
+            cfg.model.backbone.with_cp = True
+        if points:
+            cfg.model.backbone.sampler.num_points = points
+            cfg.model.backbone.sampler.pop('point_stride', None)
+    elif backbone.get('type') == 'VisionTransformer' and points:
+        backbone.patch_size = side // points
+        backbone.img_size = side = side // points * points
+    return side
 
 
-def short_name(config: str) -> str | None:
-    """What a config of this project is called in short, None for other files."""
-    path = Path(config).resolve()
-    return path.stem if path.parent == CONFIGS else None
-
-
-def build_candidate(parser: argparse.ArgumentParser, name: str) -> Candidate:
+def build_candidate(
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    name: str,
+    size: int | None = None,
+    points: int | None = None,
+) -> Candidate:
     """Build a model from what the user calls it; its weights are random."""
-    full = ALIASES.get(name, name)
-    if full.startswith('plain:'):
-        path = full.removeprefix('plain:')
-        path = OURS.get(path, path)
-        cfg = read_config(parser, path)
-        try:
-            model = PlainPSViT.from_config(cfg.model)
-        except ValueError as error:
-            parser.error(f'argument models: {name!r}: {error}')
-        short = short_name(path)
-        name = name if short is None else f'plain-{short}'
-        return Candidate(name, model, model, input_size(cfg), plain=True)
+    base, _, suffix = name.removeprefix('plain-').partition('+')
+    plain, with_cp = name.startswith('plain-'), suffix == 'cp'
+    base = name if suffix not in ('', 'cp') else base
+    full = OURS.get(base) or PEERS.get(base, base)
+    shape = (size, size) if size else args.shape and (args.shape[0], args.shape[-1])
     if full.startswith('torchvision:'):
         if full.split(':')[1] not in torchvision.models.list_models(torchvision.models):
             parser.error(f'argument models: torchvision has no classifier {full!r}')
         model = torchvision.models.get_model(full.split(':')[1])
-        return Candidate(name, model, model)
+        return Candidate(name, model, model, shape or (224, 224), points)
     if full.endswith('.py'):
         cfg = read_config(parser, full)
-        name = short_name(full) or full
-        model = mmpretrain.get_model(cfg)
     elif full in mmpretrain.list_models():
-        model = mmpretrain.get_model(full)
-        cfg = model._config
+        cfg = mmpretrain.get_model(full)._config
     else:
         parser.error(
             f'argument models: {name!r} is no config file, no name of MMPretrain and '
             f'none of {", ".join([*OURS, *PEERS])}, plain-{", plain-".join(OURS)}'
         )
-    return Candidate(
-        name, model, lambda images: model(images, mode='tensor'), input_size(cfg)
-    )
+    shape = shape or input_size(cfg)
+    side = change_config(cfg, args, shape[0], points, with_cp)
+    if size:
+        shape = (side, side)
+    model = mmpretrain.get_model(cfg)
+    if str(Path(full).resolve()) in OURS.values():
+        name = f'{"plain-" * plain}{Path(full).stem}{"+cp" * with_cp}'
+    if plain:
+        try:
+            model = PlainPSViT(model)
+        except ValueError as error:
+            parser.error(f'argument models: {name!r}: {error}')
+        return Candidate(name, model, model, shape, points)
+
+    def forward(images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        if args.backbone:
+            return model.backbone(images)
+        return model(images, mode='tensor')
+
+    return Candidate(name, model, forward, shape, points)
 
 
 def fuse(candidate: Candidate) -> None:
@@ -187,134 +214,257 @@ def turn_off_dropout(model: nn.Module) -> None:
             module.drop_prob = 0.0
 
 
+def graphed(step: Step) -> Step:
+    """Capture a step as a CUDA graph; the step that replays it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
 def prepare(candidate: Candidate, args: argparse.Namespace) -> None:
-    """Give a candidate the step that is timed."""
-    if args.shape:
-        candidate.shape = (args.shape[0], args.shape[-1])
+    """Give a candidate the steps that are timed."""
+    plain = isinstance(candidate.model, PlainPSViT)
     # Before folding: a BatchNorm's two numbers per channel become one bias.
     candidate.parameters = sum(p.numel() for p in candidate.model.parameters())
-    if args.fuse and not candidate.plain:
+    if args.fuse and not plain:
         fuse(candidate)
     if args.no_dropout:
         turn_off_dropout(candidate.model)
-    layout = torch.contiguous_format
-    if args.channels_last and not candidate.plain:
-        layout = torch.channels_last
-    model = candidate.model.to(args.device, memory_format=layout).train(args.train)
-    images = torch.rand(args.batch_size, 3, *candidate.shape, device=args.device)
-    images = images.to(memory_format=layout)
-    forward = candidate.forward
-    if args.compile and not candidate.plain:
-        forward = torch.compile(forward)
-    if args.train:
-        step = training_step(forward, model.parameters(), images, args.amp)
-    else:
-        step = inference_step(forward, images, args.amp)
-    candidate.step = step
+    form = dict(
+        device=args.device,
+        dtype=torch.bfloat16 if candidate.dtype == 'bfloat16' else torch.float32,
+        memory_format=torch.channels_last
+        if args.channels_last and not plain
+        else torch.contiguous_format,
+    )
+    model = candidate.model.to(**form)
+    model.train(args.train)
+    images = torch.rand(args.batch_size, 3, *candidate.shape).to(**form)
+
+    def step_of(forward: Callable) -> Step:
+        if args.train:
+            return training_step(forward, model.parameters(), images, candidate.dtype)
+        return inference_step(forward, images, candidate.dtype)
+
+    candidate.steps[EAGER] = step_of(candidate.forward)
+    if args.parts and not plain:
+        candidate.parts = shares_of_parts(candidate, images)
+    if args.cuda_graphs and not args.train and not plain:
+        candidate.steps[GRAPHS] = graphed(candidate.steps[EAGER])
+    if args.compile and not plain:
+        mode = 'reduce-overhead' if args.cuda_graphs else None
+        compiled = torch.compile(candidate.forward, mode=mode)
+        name = COMPILED_GRAPHS if args.cuda_graphs else COMPILED
+        candidate.steps[name] = step_of(compiled)
+
+
+def shares_of_parts(candidate: Candidate, images: Tensor) -> dict[str, float]:
+    """The share of each part in the time of a pass of inference."""
+    backbone = candidate.model.backbone
+    modules = {
+        part: [m for key, m in backbone.named_modules() if key.endswith(f'.{name}')]
+        for part, name in (('attention', 'attn'), ('FFN', 'ffn'))
+    }
+    if hasattr(backbone, 'sampler'):
+        modules['stem'], modules['sampler'] = [backbone.stem], [backbone.sampler]
+        modules['iterations'] = list(getattr(backbone.sampler, 'layers', ()))
+    seconds, started = defaultdict(float), {}
+
+    def start(module: nn.Module, _) -> None:
+        started[module] = clock(images.device)
+
+    def stop(part: str) -> Callable:
+        def add(module: nn.Module, *_) -> None:
+            seconds[part] += clock(images.device) - started.pop(module)
+
+        return add
+
+    training = candidate.model.training
+    candidate.model.eval()
+    with contextlib.ExitStack() as stack:
+        for part, module in ((p, m) for p, group in modules.items() for m in group):
+            stack.callback(module.register_forward_pre_hook(start).remove)
+            stack.callback(module.register_forward_hook(stop(part)).remove)
+        with torch.inference_mode(), autocast(images.device, candidate.dtype):
+            for _ in range(3):  # the last one counts
+                seconds.clear()
+                begin = clock(images.device)
+                candidate.forward(images)
+                whole = clock(images.device) - begin
+    candidate.model.train(training)
+    if 'sampler' in seconds:
+        # What the sampler does besides encoding
+        seconds['sampling'] = seconds.pop('sampler') - seconds['iterations']
+    return {part: taken / whole for part, taken in seconds.items()}
 
 
 def rows_of(candidates: list[Candidate], args: argparse.Namespace) -> list[dict]:
-    """The figures of each candidate, also those relative to the baselines."""
-    speeds = {c.name: args.batch_size / c.figures.median for c in candidates}
-    return [
-        {
-            'model': c.name,
-            'height': c.shape[0],
-            'width': c.shape[1],
-            'parameters': c.parameters,
-            'images_per_second': speeds[c.name],
-            'milliseconds': 1e3 * c.figures.median,
-            'milliseconds_quartiles': [1e3 * q for q in c.figures.quartiles],
-            'peak_bytes': c.figures.peak_bytes,
-            'ratios': {name: speeds[c.name] / speeds[name] for name in args.baseline},
-            'seconds': c.figures.seconds,
-        }
+    """The figures of each step, also those relative to the baselines."""
+    figures = {
+        (c.name, c.setting, c.dtype, mode): (c, found)
         for c in candidates
-    ]
-
-
-def markdown_of(rows: list[dict], args: argparse.Namespace, about: dict) -> list[str]:
-    """The table, what it was measured with, and the paper's ratios."""
-    given = {
-        'autocast': args.amp,
-        'channels_last': args.channels_last,
-        'BatchNorms folded': args.fuse,
-        'no dropout': args.no_dropout,
-        'torch.compile': args.compile,
+        for mode, found in c.figures.items()
     }
-    options = ', '.join(option for option in given if given[option])
-    title = (
-        f'Speed of {"training steps" if args.train else "inference"}: batch '
-        f'{args.batch_size}, {options or "float32, NCHW"}, medians of {args.runs} '
-        'interleaved rounds.'
-    )
-    header = ['model', 'px', 'parameters', 'images/s', 'ms, quartiles']
-    header += ['peak memory, MiB', *(f'to {name}' for name in args.baseline)]
+    rows = []
+    for (name, setting, dtype, mode), (c, found) in figures.items():
+        ratios = {}
+        for baseline in args.baseline:
+            key = (baseline, setting, dtype)
+            # The plain networks have one mode.
+            _, other = figures.get((*key, mode)) or figures[(*key, EAGER)]
+            ratios[baseline] = other.milliseconds / found.milliseconds
+        rows.append(
+            {
+                'model': name,
+                'shape': c.shape,
+                'points': c.points,
+                'dtype': dtype,
+                'mode': mode,
+                'parameters': c.parameters,
+                'images_per_second': 1e3 * args.batch_size / found.milliseconds,
+                'milliseconds': found.milliseconds,
+                'milliseconds_quartiles': found.quartiles,
+                'peak_bytes': found.peak_bytes,
+                'ratios': ratios,
+                'parts': c.parts if mode == EAGER else {},
+                'seconds': found.seconds,
+            }
+        )
+    return rows
+
+
+def markdown_of(rows: list[dict], baselines: list[str]) -> list[str]:
+    """The table."""
     cells = []
     for row in rows:
         low, high = row['milliseconds_quartiles']
-        size = row['height'], row['width']
         cells.append(
-            [
-                row['model'],
-                size[0] if size[0] == size[1] else size,
-                f'{row["parameters"]:,}',
-                f'{row["images_per_second"]:.1f}',
-                f'{row["milliseconds"]:.1f}, {low:.1f} to {high:.1f}',
-                mebibytes(row['peak_bytes']),
-                *(f'{row["ratios"][name]:.2f}' for name in args.baseline),
-            ]
+            {
+                'model': row['model'],
+                'px': ' x '.join(map(str, dict.fromkeys(row['shape']))),
+                'points per side': row['points'] or '',
+                'dtype': row['dtype'],
+                'mode': row['mode'],
+                'parameters': f'{row["parameters"]:,}',
+                'images/s': f'{row["images_per_second"]:.1f}',
+                'ms, quartiles': f'{row["milliseconds"]:.1f}, {low:.1f} to {high:.1f}',
+                'peak memory, MiB': mebibytes(row['peak_bytes']),
+                **{f'to {name}': f'{r:.2f}' for name, r in row['ratios'].items()},
+                **{part: f'{share:.0%}' for part, share in row['parts'].items()},
+            }
         )
-    lines = [*heading(title, about), *markdown_table(header, cells), '']
-    speeds = {row['model']: row['images_per_second'] for row in rows}
-    for (model, peer), paper in PAPER.items():
-        if not args.train and {model, peer} <= set(speeds):
-            ratio = speeds[model] / speeds[peer]
-            lines += [f'{model} to {peer}: {ratio:.2f} here, {paper} in the paper.', '']
-    lines.append('The paper: one V100, batch 128. Peak memory is beyond the weights.')
-    return lines
+    keep = ('model', 'images/s', 'ms, quartiles', *(f'to {x}' for x in baselines))
+    return [*markdown_table(cells, keep), '', 'Peak memory is beyond the weights.']
+
+
+def title_of(args: argparse.Namespace) -> str:
+    """What the tables show."""
+    given = {
+        ', '.join(args.dtype): True,
+        'channels_last': args.channels_last,
+        'BatchNorms folded': args.fuse,
+        'no dropout': args.no_dropout,
+        'backbones alone': args.backbone,
+    }
+    return (
+        f'Speed of {"training steps" if args.train else "inference"}: batch '
+        f'{args.batch_size}, {", ".join(option for option in given if given[option])}, '
+        f'medians of {args.runs} interleaved rounds.'
+    )
 
 
 def parse_args() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     """Parse the command line; what depends on the device is filled in."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         'models',
         nargs='*',
         default=DEFAULT,
-        help=f"configs or names (default: the paper's Table 9; {', '.join(PEERS)}, "
-        f'{", ".join(OURS)}, plain-NAME, plain:CONFIG)',
+        help=f"configs or names (default: the paper's Table 9): {', '.join(PEERS)}, "
+        f'{", ".join(OURS)}, plain-NAME, NAME+cp',
     )
-    add_device_argument(parser)
-    parser.add_argument('--train', action='store_true', help='time training steps')
-    parser.add_argument(
-        '--batch-size', type=positive, help='default: 128 on CUDA, else 8'
+    add('--train', action='store_true', help='time training steps')
+    add('--batch-size', type=positive, help='default: 128 on CUDA, else 8')
+    add('--baseline', nargs='+', help='models to give ratios to; default: deit-b')
+    add(
+        '--dtype',
+        nargs='+',
+        choices=DTYPES,
+        default=['float32'],
+        help='of the weights; amp-*: autocast over float32 weights',
     )
-    add_common_arguments(parser, '50 on CUDA, else 10')
-    parser.add_argument('--shape', type=positive, nargs='+', help='H W, or one number')
-    add_amp_argument(parser)
-    parser.add_argument('--channels-last', action='store_true', help='of all models')
-    parser.add_argument(
-        '--no-dropout', action='store_true', help='nor stochastic depth, in any model'
+    add('--compile', action='store_true', help='also compiled')
+    add('--cuda-graphs', action='store_true', help='also replayed as CUDA graphs')
+    add('--channels-last', action='store_true', help='weights and images')
+    add('--fuse', action='store_true', help='fold BatchNorms; switch_to_deploy()')
+    add('--no-dropout', action='store_true', help='no dropout, no stochastic depth')
+    add('--backbone', action='store_true', help='without the heads')
+    add('--shape', type=positive, nargs='+', metavar='H W', help='of the images')
+    add('--sizes', type=positive, nargs='+', default=[], help='sides of images')
+    add('--points', type=positive, nargs='+', default=[], help='points per side')
+    add('--parts', action='store_true', help='shares of parts in inference')
+    add(
+        '--profile',
+        action='store_true',
+        help='also writes OUT.profile.txt',
     )
-    parser.add_argument(
-        '--fuse', action='store_true', help='fold BatchNorms into convolutions'
-    )
-    parser.add_argument('--compile', action='store_true', help='torch.compile')
-    parser.add_argument(
-        '--baseline', nargs='+', help='what ratios are to (default: deit-b)'
-    )
+    add('--cfg-options', nargs='+', action=DictAction, help='of the PS-ViTs: KEY=VALUE')
+    add_common_arguments(parser, runs=10)
     args = parser.parse_args()
-    on_cuda = args.device.type == 'cuda'
-    args.batch_size = args.batch_size or (128 if on_cuda else 8)
-    args.runs = args.runs or (50 if on_cuda else 10)
+    cuda = args.device.type == 'cuda'
+    args.batch_size = args.batch_size or (128 if cuda else 8)
     if args.shape and len(args.shape) > 2:
         parser.error(f'argument --shape: H W or one number, got {args.shape}')
     if args.fuse and args.train:
         parser.error('argument --fuse: only for inference, not with --train')
+    if args.cuda_graphs and not cuda:
+        parser.error('argument --cuda-graphs: needs a CUDA device')
+    if args.cuda_graphs and args.train and not args.compile:
+        parser.error('argument --cuda-graphs: with --train, only with --compile')
+    if args.profile and not args.out:
+        parser.error('argument --profile: needs --out')
+    if args.sizes and args.points and len(args.sizes) != len(args.points):
+        parser.error('argument --points: as many as --sizes, or one of the two alone')
     if args.threads:
         torch.set_num_threads(args.threads)
     return args, parser
+
+
+def settings_of(args: argparse.Namespace) -> list[tuple[int | None, int | None]]:
+    """The sizes of images and points per side that the networks run at."""
+    sizes = args.sizes or [args.shape[0] if args.shape and args.points else None]
+    points = args.points or [None]
+    count = max(len(sizes), len(points))
+    sizes, points = (
+        values * count if len(values) == 1 else values for values in (sizes, points)
+    )
+    return list(zip(sizes, points, strict=True))
+
+
+def write_profiles(candidates: list[Candidate], args: argparse.Namespace) -> None:
+    """Write which operators or kernels take the time of each step."""
+    tables = []
+    for candidate in candidates:
+        for mode, step in candidate.steps.items():
+            with profile() as profiler:
+                step()
+                clock(args.device)
+            table = profiler.key_averages().table(
+                sort_by=f'self_{args.device.type}_time_total',
+                row_limit=30,
+                max_name_column_width=90,
+            )
+            tables.append(f'{candidate.name}, {candidate.dtype}, {mode}\n{table}')
+    with write_atomically(f'{args.out}.profile.txt') as temporary:
+        temporary.write_text('\n'.join(tables))
 
 
 def main() -> None:
@@ -323,9 +473,13 @@ def main() -> None:
     # Otherwise MMPretrain's remarks stand before the table.
     MMLogger.get_instance('benchmark_speed', log_level='WARNING')
     torch.manual_seed(0)
-    built = (build_candidate(parser, name) for name in dict.fromkeys(args.models))
-    # Two ways to name one model make one row.
-    candidates = list({candidate.name: candidate for candidate in built}.values())
+    candidates = []
+    settings = settings_of(args)
+    for setting, (size, points) in enumerate(settings):
+        for dtype, name in itertools.product(args.dtype, dict.fromkeys(args.models)):
+            candidate = build_candidate(parser, args, name, size, points)
+            candidate.setting, candidate.dtype = setting, dtype
+            candidates.append(candidate)
     names = [candidate.name for candidate in candidates]
     if args.baseline is None:
         args.baseline = ['deit-b' if 'deit-b' in names else names[0]]
@@ -336,12 +490,19 @@ def main() -> None:
             )
     for candidate in candidates:
         prepare(candidate, args)
-    steps = {candidate.name: candidate.step for candidate in candidates}
-    figures = measure(steps, args.runs, args.warmup, args.device, memory=steps)
-    for candidate in candidates:
-        candidate.figures = figures[candidate.name]
-    rows, about = rows_of(candidates, args), describe(args.device)
-    report(markdown_of(rows, args, about), about, args, results=rows)
+    steps = {
+        (index, mode): step
+        for index, candidate in enumerate(candidates)
+        for mode, step in candidate.steps.items()
+    }
+    # The memory of graphs is theirs beforehand.
+    memory = [key for key in steps if key[1] in (EAGER, COMPILED)]
+    for (index, mode), figures in measure(steps, args, memory).items():
+        candidates[index].figures[mode] = figures
+    rows = rows_of(candidates, args)
+    report(title_of(args), markdown_of(rows, args.baseline), args, results=rows)
+    if args.profile:
+        write_profiles(candidates, args)
 
 
 if __name__ == '__main__':
