@@ -23,23 +23,10 @@ import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import common
 import mmpretrain
 import torch
 import torch.nn.functional as F
-from _measuring import (
-    DTYPES,
-    Step,
-    add_common_arguments,
-    autocast,
-    input_size,
-    markdown_table,
-    measure,
-    mebibytes,
-    positive,
-    report,
-    training_step,
-)
-from mmengine.logging import MMLogger
 from torch import Tensor
 
 from mmpsvit import PSViT
@@ -57,23 +44,6 @@ def grid_sample(feat: Tensor, points: Tensor) -> Tensor:
     samples = F.grid_sample(feat.float(), grid[:, None], align_corners=False)
     # (B, C, 1, N) -> (B, N, C)
     return samples[:, :, 0].mT
-
-
-def gather(feat: Tensor, points: Tensor) -> Tensor:
-    """Gather four pixels per point, then sum them with their weights."""
-    batch, channels, height, width = feat.shape
-    table = feat.permute(0, 2, 3, 1).reshape(batch, -1, channels)
-    low = points.detach().floor()
-    samples = 0
-    for shift in torch.cartesian_prod(*[torch.arange(2, device=feat.device)] * 2):
-        pixels = low + shift
-        x, y = pixels.unbind(-1)
-        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        weight = (1 - (points - pixels).abs()).prod(dim=-1) * inside
-        index = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
-        index = index.long()[..., None].expand(-1, -1, channels)
-        samples = samples + table.gather(1, index) * weight[..., None]
-    return samples
 
 
 def mmcv_kernel(feat: Tensor, points: Tensor) -> Tensor:
@@ -106,7 +76,7 @@ def sampled_map(feat: Tensor, points: Sequence[Tensor]) -> list[Tensor]:
 
 def implementations(device: torch.device) -> dict[str, Callable]:
     """What there is to time on a device: a map and a list of points to samples."""
-    single = dict(grid_sample=grid_sample, gather=gather)
+    single = dict(grid_sample=grid_sample)
     if device.type == 'cuda':
         try:
             from mmcv.ops import get_compiling_cuda_version
@@ -126,7 +96,7 @@ def implementations(device: torch.device) -> dict[str, Callable]:
 
 def step_of(
     sample: Callable, feat: Tensor, points: Sequence[Tensor], backward: bool
-) -> Step:
+) -> common.Step:
     """One sampling of all points, perhaps with the gradients of the map and of them."""
     grad = torch.ones(*points[0].shape[:2], feat.shape[1], device=feat.device)
     inputs = [tensor for tensor in (feat, *points) if tensor.requires_grad]
@@ -152,29 +122,21 @@ def measure_implementations(args: argparse.Namespace) -> list[dict]:
     for dtype in args.dtype:
         steps = {}
         for layout, memory_format in LAYOUTS.items():
-            feat = base.to(
-                getattr(torch, dtype), memory_format=memory_format, copy=True
-            )
+            feat = base.to(getattr(torch, dtype)).clone(memory_format=memory_format)
             feat.requires_grad_()
             for name, sample in implementations(args.device).items():
                 for backward in (False, True):
                     step = step_of(sample, feat, points, backward)
                     steps[name, layout, backward] = step
-        figures = measure(steps, args, memory=[key for key in steps if key[2]])
-        reference = figures['grid_sample', 'NCHW', True].milliseconds
+        figures = common.measure(steps, args, memory=[key for key in steps if key[2]])
+        reference = figures['grid_sample', 'NCHW', True]['milliseconds']
         for name, layout in dict.fromkeys(key[:2] for key in steps):
+            row = dict(implementation=name, layout=layout, dtype=dtype)
+            row['forward_ms'] = figures[name, layout, False]['milliseconds']
             both = figures[name, layout, True]
-            rows.append(
-                {
-                    'implementation': name,
-                    'layout': layout,
-                    'dtype': dtype,
-                    'forward_ms': figures[name, layout, False].milliseconds,
-                    'both_ms': both.milliseconds,
-                    'ratio': reference / both.milliseconds,
-                    'peak_bytes': both.peak_bytes,
-                }
-            )
+            row['forward_and_backward_ms'] = both['milliseconds']
+            row['ratio'] = reference / both['milliseconds']
+            rows.append({**row, 'peak_MiB': both['peak_MiB']})
     return rows
 
 
@@ -188,92 +150,58 @@ def measure_step_share(
         parser.error(f'argument --step-share: {args.step_share} samples no points')
     form = dict(device=args.device, memory_format=torch.channels_last)
     model = model.to(**form)
-    images = torch.rand(args.batch_size, 3, *input_size(cfg)).to(**form)
+    images = torch.rand(args.batch_size, 3, *common.input_size(cfg)).to(**form)
     found = []
-    sampler = model.backbone.sampler
-    with sampler.register_forward_hook(lambda *called: found.append(called)):
-        with autocast(args.device, args.dtype[0]):
-            model(images, mode='tensor')
+    keep = model.backbone.sampler.register_forward_hook(lambda *c: found.append(c))
+    with keep, common.autocast(args.device, args.dtype[0]):
+        model(images, mode='tensor')
     ((_, (feat,), out),) = found
     start, *moved = (points.clone() for points in out.trajectory.unbind(1))
     # The start points have no gradient.
     points = [start, *(chosen.requires_grad_() for chosen in moved)]
     feat = feat.detach().requires_grad_()
     forward = partial(model.train(), mode='tensor')
-    parameters = model.parameters()
-    steps = {
-        'training step': training_step(forward, parameters, images, args.dtype[0]),
-        'sampling': step_of(sampled_map, feat, points, backward=True),
-    }
-    figures = measure(steps, args)
-    whole = figures['training step'].milliseconds
+    step = common.training_step(forward, model.parameters(), images, args.dtype[0])
+    alone = step_of(sampled_map, feat, points, backward=True)
+    rows = common.measure({'training step': step, 'sampling': alone}, args)
+    whole = rows['training step']['milliseconds']
     return [
-        dict(part=name, milliseconds=f.milliseconds, share=f.milliseconds / whole)
-        for name, f in figures.items()
+        dict(part=name, **row, percent=100 * row['milliseconds'] / whole)
+        for name, row in rows.items()
     ]
 
 
 def main() -> None:
     """Measure, print the table, and write what ``--out`` asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = common.make_parser(__doc__, runs=20)
     add = parser.add_argument
-    add('--batch-size', type=positive, default=8)
-    add('--channels', type=positive, default=384)
-    add('--size', type=positive, default=56, help='side of the map')
-    add('--points', type=positive, default=14, help='points per side')
-    add('--calls', type=positive, default=4, help='how often the map is sampled')
-    add(
-        '--dtype',
-        nargs='+',
-        choices=(*DTYPES, 'float16'),
-        default=['float32'],
-        help='of the map; with --step-share that of the step, also amp-*',
-    )
+    add('--batch-size', type=common.positive, default=8)
+    add('--channels', type=common.positive, default=384)
+    add('--size', type=common.positive, default=56, help='side of the map')
+    add('--points', type=common.positive, default=14, help='points per side')
+    add('--calls', type=common.positive, default=4, help='samplings of the map')
+    choices = (*common.DTYPES, 'float16')
+    help = 'of the map, or with --step-share of the step, also amp-*'
+    add('--dtype', nargs='+', choices=choices, default=['float32'], help=help)
     add('--step-share', metavar='CONFIG', help='the samplings of a training step')
-    add_common_arguments(parser, runs=20)
     args = parser.parse_args()
     if not args.step_share and any(dtype.startswith('amp') for dtype in args.dtype):
         parser.error('argument --dtype: amp-* only with --step-share')
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    # Otherwise MMPretrain's remarks stand before the table.
-    MMLogger.get_instance('benchmark_sampling', log_level='WARNING')
-    torch.manual_seed(0)
-    rounds = f'medians of {args.runs} interleaved rounds.'
+    common.start(args)
     if args.step_share:
         rows = measure_step_share(args, parser)
-        title = (
+        what = (
             f'Sampling in a training step of {args.step_share}: batch '
-            f'{args.batch_size}, {args.dtype[0]}, {rounds}'
+            f'{args.batch_size}, {args.dtype[0]}'
         )
-        cells = [
-            {
-                '': row['part'],
-                'ms': f'{row["milliseconds"]:.2f}',
-                'share': f'{row["share"]:.1%}',
-            }
-            for row in rows
-        ]
     else:
         rows = measure_implementations(args)
-        title = (
+        what = (
             f'Sampling: map ({args.batch_size}, {args.channels}, {args.size}, '
             f'{args.size}), {args.calls} times {args.points**2} points, ratios to '
-            f'grid_sample on NCHW, {rounds}'
+            'grid_sample on NCHW'
         )
-        cells = [
-            {
-                'implementation': row['implementation'],
-                'layout': row['layout'],
-                'dtype': row['dtype'],
-                'forward, ms': f'{row["forward_ms"]:.2f}',
-                'forward and backward, ms': f'{row["both_ms"]:.2f}',
-                'ratio': f'{row["ratio"]:.2f}',
-                'peak, MiB': mebibytes(row['peak_bytes']),
-            }
-            for row in rows
-        ]
-    report(title, markdown_table(cells, cells[0]), args, results=rows)
+    common.report(f'{what}, medians of {args.runs} interleaved rounds.', args, rows)
 
 
 if __name__ == '__main__':

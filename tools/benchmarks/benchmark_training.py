@@ -37,23 +37,12 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+import common
 import mmpretrain
 import torch
-from _measuring import (
-    OURS,
-    add_common_arguments,
-    clock,
-    input_size,
-    markdown_table,
-    measure,
-    positive,
-    report,
-    training_step,
-)
 from mmengine.config import Config, DictAction
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
-from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
@@ -123,12 +112,12 @@ class LoopTimer(Hook):
         self.done += 1
         runs = self.last - self.warmup
         if self.done == self.warmup:
-            self.start = clock(self.device)
+            self.start = common.clock(self.device)
         elif self.done == self.last:
-            seconds = clock(self.device) - self.start
+            seconds = common.clock(self.device) - self.start
             waits = runner.message_hub.get_scalar('train/data_time')
             self.figures['milliseconds'] = 1e3 * seconds / runs
-            self.figures['waiting'] = 1e3 * float(waits.mean(runs))
+            self.figures['waiting_for_data_ms'] = 1e3 * float(waits.mean(runs))
             self.counter.__enter__()
         elif self.done == self.last + 1:
             self.counter.__exit__(None, None, None)
@@ -160,7 +149,7 @@ def set_data(cfg: Config, args: argparse.Namespace, data: str, batch_size: int) 
     loader = cfg.train_dataloader
     length = (args.warmup + args.runs + 1) * batch_size * get_world_size()
     if data == 'memory':
-        size, classes = input_size(cfg), cfg.model.head.num_classes
+        size, classes = common.input_size(cfg), cfg.model.head.num_classes
         dataset = dict(type='ImagesInMemory', size=size, num_classes=classes)
         loader.dataset = dict(dataset, length=length)
     else:
@@ -203,15 +192,15 @@ def bare_figures(cfg: Config, args: argparse.Namespace, batch_size: int) -> dict
     """The figures of forward, loss, backward and AdamW alone."""
     model = mmpretrain.get_model(cfg).to(args.device)
     model.train()
-    images = torch.rand(batch_size, 3, *input_size(cfg), device=args.device)
+    images = torch.rand(batch_size, 3, *common.input_size(cfg), device=args.device)
     half = cfg.optim_wrapper.get('dtype') or 'float16'
     dtype = f'amp-{half}' if args.amp else 'float32'
     forward = partial(model, mode='tensor')
-    step = training_step(forward, model.parameters(), images, dtype)
-    milliseconds = measure({'': step}, args)[''].milliseconds
+    step = common.training_step(forward, model.parameters(), images, dtype)
+    figures = common.measure({'': step}, args)['']
     with OperatorCounter() as counter:
         step()
-    return dict(milliseconds=milliseconds, operators=counter.count)
+    return dict(milliseconds=figures['milliseconds'], operators=counter.count)
 
 
 def loader_rate(cfg: Config, args: argparse.Namespace, workers: int) -> float:
@@ -240,78 +229,52 @@ def transform_times(cfg: Config, args: argparse.Namespace) -> dict[str, float]:
             start = time.perf_counter()
             data = transform(data)
             seconds[type(transform).__name__] += time.perf_counter() - start
+    seconds['all'] = sum(seconds.values())
     return {name: 1e3 * total / args.images for name, total in seconds.items()}
 
 
-def measure_all(cfg: Config, args: argparse.Namespace) -> tuple[list[dict], dict]:
+def measure_all(cfg: Config, args: argparse.Namespace) -> tuple[list[dict], list[dict]]:
     """The figures of all loops and bare steps, and of the transforms."""
     rows, transforms = [], {}
     for batch_size in args.batch_size:
+        images = batch_size * get_world_size()
         bare = bare_figures(cfg, args, batch_size)
-        rows.append(dict(bare, data='bare step', batch_size=batch_size))
+        rows.append(dict(data='bare step', batch_size=batch_size, **bare))
         for data, workers in product(args.data, args.workers):
             chosen = copy.deepcopy(cfg)
             set_data(chosen, args, data, batch_size)
             row = dict(data=data, batch_size=batch_size, workers=workers)
-            if data == 'jpeg':
-                row['loader'] = loader_rate(chosen, args, workers)
-                transforms = transforms or transform_times(chosen, args)
             with tempfile.TemporaryDirectory() as folder:
                 runner, timer = build_runner(chosen, args, workers, folder)
                 runner.train()
             row.update(timer.figures)
-            row['to_bare'] = bare['milliseconds'] / row['milliseconds']
+            row['to_bare_step'] = bare['milliseconds'] / row['milliseconds']
+            row['beyond_it_ms'] = row['milliseconds'] - bare['milliseconds']
+            if data == 'jpeg':
+                row['loader_alone'] = loader_rate(chosen, args, workers)
+                row['loader_per_worker'] = row['loader_alone'] / max(1, workers)
+                transforms = transforms or transform_times(chosen, args)
             rows.append(row)
-    for row in rows:
-        images = row['batch_size'] * get_world_size()
-        row['images_per_second'] = 1e3 * images / row['milliseconds']
-    return rows, transforms
-
-
-def markdown_of(rows: list[dict], transforms: dict[str, float]) -> list[str]:
-    """The tables."""
-    cells = []
-    for row in rows:
-        cell = {
-            'data': row['data'],
-            'batch': row['batch_size'],
-            'workers': row.get('workers', ''),
-            'ms': f'{row["milliseconds"]:.1f}',
-            'images/s': f'{row["images_per_second"]:.1f}',
-            'operators': row['operators'],
-        }
-        if 'to_bare' in row:
-            cell['to the bare step'] = f'{row["to_bare"]:.2f}'
-            cell['beyond it, ms'] = f'{row["milliseconds"] * (1 - row["to_bare"]):.1f}'
-            cell['waiting for data, ms'] = f'{row["waiting"]:.1f}'
-        if 'loader' in row:
-            cell['loader alone, images/s'] = f'{row["loader"]:.0f}'
-            cell['per worker'] = f'{row["loader"] / max(1, row["workers"]):.0f}'
-        cells.append(cell)
-    lines = markdown_table(cells, ('data', 'ms', 'images/s', 'to the bare step'))
-    if transforms:
-        transforms = {**transforms, 'all': sum(transforms.values())}
-        times = [
-            {'transform': name, 'ms per image': f'{value:.2f}'}
-            for name, value in transforms.items()
-        ]
-        lines += ['', *markdown_table(times, times[0])]
-    return lines
+        for row in rows:
+            row.setdefault('images_per_second', 1e3 * images / row['milliseconds'])
+    times = [
+        dict(transform=name, ms_per_image=time) for name, time in transforms.items()
+    ]
+    return rows, times
 
 
 def parse_args() -> tuple[argparse.Namespace, Config]:
     """Parse the command line, and read the config."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = common.make_parser(__doc__, runs=20)
     add = parser.add_argument
-    add('config', nargs='?', default=os.path.relpath(OURS['b14']))
+    add('config', nargs='?', default=os.path.relpath(common.OURS['b14']))
     add('--data', nargs='+', choices=('memory', 'jpeg'), default=['memory'])
     add('--workers', type=int, nargs='+', help="default: the config's")
-    add('--batch-size', type=positive, nargs='+', help="default: the config's")
-    add('--images', type=positive, default=256, help='number of JPEGs')
+    add('--batch-size', type=common.positive, nargs='+', help="default: the config's")
+    add('--images', type=common.positive, default=256, help='number of JPEGs')
     add('--backend', help='that decodes JPEGs, as of LoadImageFromFile')
     add('--amp', action='store_true', help='as of tools/train.py (CUDA only)')
     add('--cfg-options', nargs='+', action=DictAction, help='as of tools/train.py')
-    add_common_arguments(parser, runs=20)
     args = parser.parse_args()
     cfg = read_config(parser, args.config, args.cfg_options)
     if 'num_classes' not in cfg.get('model', {}).get('head', {}):
@@ -320,8 +283,6 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
         parser.error('argument --amp: mixed precision needs a CUDA device')
     if min(args.workers or [0]) < 0:
         parser.error(f'argument --workers: must be at least 0, got {args.workers}')
-    if args.threads:
-        torch.set_num_threads(args.threads)
     loader = cfg.train_dataloader
     args.batch_size = args.batch_size or [loader.batch_size]
     args.workers = args.workers or [loader.get('num_workers', 0)]
@@ -334,8 +295,7 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
 def main() -> None:
     """Measure, print the tables, and write what ``--out`` asks for."""
     args, cfg = parse_args()
-    # Otherwise MMEngine's remarks stand before the table.
-    MMLogger.get_instance('benchmark_training', log_level='WARNING')
+    common.start(args)
     init_default_scope('mmpretrain')
     if 'LOCAL_RANK' in os.environ:
         from mmpsvit.cli.launch import prepare_distributed
@@ -345,14 +305,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as args.folder:
         if 'jpeg' in args.data:
             generate(Path(args.folder), args.images)
-        rows, transforms = measure_all(cfg, args)
+        tables = measure_all(cfg, args)
     title = (
         f'Training of {args.config}, {"autocast" if args.amp else "float32"}, '
         f'{get_world_size()} processes, {os.cpu_count()} cores, {args.runs} iterations.'
     )
     if get_rank() == 0:
-        lines = markdown_of(rows, transforms)
-        report(title, lines, args, results=rows, transforms=transforms)
+        common.report(title, args, *tables)
 
 
 if __name__ == '__main__':

@@ -14,7 +14,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import mmcv
@@ -22,8 +21,8 @@ import mmengine
 import mmpretrain
 import numpy
 import torch
-import torchvision
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -37,33 +36,6 @@ OURS = {path.stem: str(path) for path in sorted(CONFIGS.glob('*.py'))}
 # Of weights, or autocast over float32 weights.
 DTYPES = ('float32', 'amp-float16', 'amp-bfloat16', 'bfloat16')
 Step = Callable[[], object]
-
-
-@dataclass
-class Figures:
-    """What was measured of one step.
-
-    Attributes:
-        seconds (list[float]): The time of each round.
-        peak_bytes (int | None): Peak memory beyond what was in use before the step;
-            None where it was not measured.
-    """
-
-    seconds: list[float] = field(default_factory=list)
-    peak_bytes: int | None = None
-
-    @property
-    def milliseconds(self) -> float:
-        """Median milliseconds."""
-        return 1e3 * statistics.median(self.seconds)
-
-    @property
-    def quartiles(self) -> list[float]:
-        """First and third quartile of the milliseconds."""
-        if len(self.seconds) < 2:
-            return [self.milliseconds, self.milliseconds]
-        low, _, high = statistics.quantiles(self.seconds, n=4, method='inclusive')
-        return [1e3 * low, 1e3 * high]
 
 
 def positive(text: str) -> int:
@@ -84,14 +56,24 @@ def _device(text: str) -> torch.device:
     return device
 
 
-def add_common_arguments(parser: argparse.ArgumentParser, runs: int) -> None:
-    """Add the options that every benchmark has."""
+def make_parser(doc: str, runs: int) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=doc.split('\n')[0])
     default = 'cuda' if torch.cuda.is_available() else 'cpu'
     parser.add_argument('--device', type=_device, default=default)
     parser.add_argument('--runs', type=positive, default=runs, help='timed rounds')
     parser.add_argument('--warmup', type=positive, default=3, help='steps not timed')
     parser.add_argument('--threads', type=positive, help='CPU threads')
     parser.add_argument('--out', help='writes OUT.json and OUT.md')
+    return parser
+
+
+def start(args: argparse.Namespace) -> None:
+    """Set threads and seed; keep the remarks of OpenMMLab out of the report."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    MMLogger.get_instance('benchmark', log_level='WARNING')
 
 
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
@@ -106,8 +88,7 @@ def input_size(cfg: Config) -> tuple[int, int]:
     size = 224
     for transform in loader.get('dataset', {}).get('pipeline', []):
         size = transform.get('crop_size', transform.get('scale', size))
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def inference_step(forward: Callable, images: Tensor, dtype: str) -> Step:
@@ -183,7 +164,7 @@ def measure(
     steps: Mapping[Hashable, Step],
     args: argparse.Namespace,
     memory: Collection[Hashable] = (),
-) -> dict[Hashable, Figures]:
+) -> dict[Hashable, dict]:
     """Warm all steps up, then time them round by round.
 
     Every round runs each step once, in another order, so that whatever else the
@@ -196,20 +177,28 @@ def measure(
             memory. Defaults to none.
 
     Returns:
-        dict[Hashable, Figures]: Figures by name.
+        dict[Hashable, dict]: By name, milliseconds (their median), quartiles (of
+        them), and peak_MiB for the steps in ``memory``.
     """
-    figures = {name: Figures() for name in steps}
+    peaks, seconds = {}, {name: [] for name in steps}
     order = random.Random(0)
     for name, step in tqdm(steps.items(), 'warm-up', disable=None):
         for _ in range(args.warmup):
             step()
         if name in memory:
-            figures[name].peak_bytes = peak_bytes_of(step, args.device)
+            peaks[name] = dict(peak_MiB=peak_bytes_of(step, args.device) / 2**20)
     for _ in tqdm(range(args.runs), 'rounds', disable=None):
         for name in order.sample(list(steps), len(steps)):
-            start = clock(args.device)
+            begin = clock(args.device)
             steps[name]()
-            figures[name].seconds.append(clock(args.device) - start)
+            seconds[name].append(1e3 * (clock(args.device) - begin))
+    figures = {}
+    for name, times in seconds.items():
+        # One time alone has no quartiles.
+        times = times * 2 if len(times) == 1 else times
+        low, median, high = statistics.quantiles(times, n=4, method='inclusive')
+        figures[name] = dict(milliseconds=median, quartiles=[low, high])
+        figures[name].update(peaks.get(name, {}))
     return figures
 
 
@@ -222,7 +211,7 @@ def describe(device: torch.device) -> dict:
     elif processors.exists():
         names = re.findall(r'model name\s*: (.+)', processors.read_text())
         name = names[0] if names else name
-    modules = (torch, torchvision, numpy, mmengine, mmcv, mmpretrain, mmpsvit)
+    modules = (torch, numpy, mmengine, mmcv, mmpretrain, mmpsvit)
     versions = {module.__name__: module.__version__ for module in modules}
     return {
         'device': name,
@@ -233,43 +222,50 @@ def describe(device: torch.device) -> dict:
     }
 
 
-def markdown_table(rows: Sequence[Mapping], keep: Collection[str] = ()) -> list[str]:
-    """Lines of a table; columns that say the same in all rows are left out.
+def _cell(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ' to '.join(map(_cell, value))
+    if isinstance(value, float):
+        return f'{value:.2f}' if abs(value) < 100 else f'{value:.1f}'
+    return f'{value:,}' if isinstance(value, int) else str(value or '')
 
-    Args:
-        rows (Sequence[Mapping]): The cells of each row by column.
-        keep (Collection[str]): Columns that are never left out. Defaults to none.
-    """
+
+def markdown_table(rows: Sequence[Mapping]) -> list[str]:
+    """Lines of a table; columns that say the same in several rows are left out."""
+    cells = [{key: _cell(value) for key, value in row.items()} for row in rows]
     names = [
         name
-        for name in dict.fromkeys(itertools.chain.from_iterable(rows))
-        if name in keep or len({str(row.get(name, '')) for row in rows}) > 1
+        for name in dict.fromkeys(itertools.chain.from_iterable(cells))
+        if len(cells) == 1 or len({row.get(name, '') for row in cells}) > 1
     ]
-    lines = [names, ['---', *['---:'] * (len(names) - 1)]]
-    lines += [[str(row.get(name, '')) for name in names] for row in rows]
+    lines = [[name.replace('_', ' ') for name in names]]
+    lines.append(['---', *['---:'] * (len(names) - 1)])
+    lines += [[row.get(name, '') for name in names] for row in cells]
     return [f'| {" | ".join(line)} |' for line in lines]
 
 
-def mebibytes(count: int | None) -> str:
-    """Bytes as a cell of a table."""
-    return '' if count is None else f'{count / 2**20:.0f}'
+def report(title: str, args: argparse.Namespace, *tables: Sequence[Mapping]) -> None:
+    """Print Markdown, and write it and the figures where ``--out`` asks for it.
 
-
-def report(
-    title: str, lines: Sequence[str], args: argparse.Namespace, **results
-) -> None:
-    """Print Markdown, and write it and the figures where ``--out`` asks for it."""
+    Args:
+        title (str): What was measured.
+        args (argparse.Namespace): The command line.
+        *tables (Sequence[Mapping]): The rows of each table.
+    """
     about = describe(args.device)
     versions = ', '.join(f'{key} {value}' for key, value in about['versions'].items())
     threads = f'{about["threads"]} CPU threads'
-    title = f'{title} {about["device"]}, {threads}, {about["date"]}.'
-    lines = [title, '', f'`{about["command"]}`', '', versions, '', *lines]
+    lines = [f'{title} {about["device"]}, {threads}, {about["date"]}.', '']
+    lines += [f'`{about["command"]}`', '', versions]
+    for rows in filter(None, tables):
+        lines += ['', *markdown_table(rows)]
     text = '\n'.join(lines) + '\n'
     print(text, end='')
     if args.out:
         settings = {key: value for key, value in vars(args).items() if key != 'out'}
+        content = dict(about, settings=settings, results=tables[0], more=tables[1:])
         # Devices are written by their names.
-        content = json.dumps(dict(about, settings=settings, **results), default=str)
-        for suffix, written in (('json', content), ('md', text)):
+        files = {'json': json.dumps(content, default=str), 'md': text}
+        for suffix, written in files.items():
             with write_atomically(f'{args.out}.{suffix}') as temporary:
                 temporary.write_text(written)
