@@ -245,15 +245,3 @@ def custom_op(name: str, **kwargs) -> Callable:
     if hasattr(torch.library, 'custom_op'):
         return torch.library.custom_op(name, **kwargs)
     return _EagerOperator
-
-
-def grad_scaler(device: str, **kwargs) -> 'torch.GradScaler':
-    """``torch.GradScaler``; before PyTorch 2.3, for CUDA only."""
-    if hasattr(torch, 'GradScaler'):
-        return torch.GradScaler(device, **kwargs)
-    return torch.cuda.amp.GradScaler(**kwargs)
-
-
-def event_start(event: torch._C._autograd._KinetoEvent) -> int:
-    """Start of a profiler's event, in units that differ between releases."""
-    return event.start_ns() if hasattr(event, 'start_ns') else event.start_us()
