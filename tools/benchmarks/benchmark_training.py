@@ -282,7 +282,7 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
     if args.amp and args.device.type != 'cuda':
         parser.error('argument --amp: mixed precision needs a CUDA device')
     if min(args.workers or [0]) < 0:
-        parser.error(f'argument --workers: must be at least 0, got {args.workers}')
+        parser.error(f'argument --workers: must be at least 0, got {min(args.workers)}')
     loader = cfg.train_dataloader
     args.batch_size = args.batch_size or [loader.batch_size]
     args.workers = args.workers or [loader.get('num_workers', 0)]
