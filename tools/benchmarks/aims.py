@@ -77,7 +77,7 @@ def aims_of(folder: Path) -> list[dict]:
     for row in read(folder, 'loop'):
         what = f'training loop, {row["data"]}, batch {row["batch_size"]}'
         speed = f'{row["images_per_second"]:.0f} images/s'
-        if row['data'] == 'memory':
+        if row['data'] == 'memory' and row['batch_size'] > 1:
             what += ', to the bare step'
             add(what, f'{row["to_bare_step"]:.2f} ({speed})', '0.3', '0.9')
         elif row['data'] == 'jpeg':

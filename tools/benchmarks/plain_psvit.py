@@ -63,14 +63,14 @@ class PlainPSViT(nn.Module):
         y, x = torch.meshgrid(y, x, indexing='ij')
         points = torch.stack((x, y), dim=-1).view(1, -1, 2) * size
         points = points.expand(len(feat), -1, -1)
-        tokens = 0
+        tokens, dtype = 0, self.backbone.cls_token.dtype
         for index, layer in enumerate(sampler.layers):
             # grid_sample wants the outer edges of the map at -1 and 1.
             grid = (2 * points + 1) / size - 1
             samples = F.grid_sample(feat.float(), grid[:, None], align_corners=False)
-            position = sampler.position_layer(points.detach() / size)
+            position = sampler.position_layer((points.detach() / size).to(dtype))
             # (B, C, 1, N) -> (B, N, C)
-            samples = samples[:, :, 0].transpose(1, 2)
+            samples = samples[:, :, 0].transpose(1, 2).to(dtype)
             tokens = encode(layer, samples + position + tokens)
             if index < len(sampler.offset_layers):
                 offsets = sampler.offset_layers[index](tokens)
