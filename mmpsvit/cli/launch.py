@@ -9,12 +9,11 @@ import logging
 import os
 import subprocess
 import sys
+from datetime import timedelta
 
 import torch
 from mmengine.config import Config
 from torch import distributed as dist
-
-from mmpsvit.compat import process_group_timeout
 
 # Where each launcher puts rank, local rank and world size.
 _RANK_VARIABLES = {
@@ -48,7 +47,9 @@ def prepare_distributed(cfg: Config) -> None:
         return
     _export_rank(launcher)
     seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
-    dist.init_process_group('gloo', **process_group_timeout(seconds))
+    # PyTorch 2.1 takes no None.
+    timeout = {} if seconds is None else dict(timeout=timedelta(seconds=seconds))
+    dist.init_process_group('gloo', **timeout)
     if cfg.get('model_wrapper_cfg') is None:
         cfg.model_wrapper_cfg = dict(
             type='MMDistributedDataParallel',

@@ -1,120 +1,125 @@
 # Copyright (c) mmpsvit contributors.
-"""The speed benchmark runs and its figures agree with each other; no speeds."""
+"""The benchmark of networks: what is measured, and the plain network; no speeds."""
 
-import json
-import statistics
-
+import mmpretrain
 import pytest
 import torch
-
-TOOL = 'tools/benchmarks/benchmark_speed.py'
-SMALL = ('--batch-size', 2, '--runs', 3, '--warmup', 1, '--shape', 64)
+from mmengine.config import Config
+from torch import nn
 
 
 @pytest.fixture
-def benchmark_speed(import_benchmark):
-    return import_benchmark('benchmark_speed')
+def rows_of(import_benchmark, monkeypatch, capsys, root, tmp_path):
+    """Run the benchmark in this process; return its figures."""
+    module = import_benchmark('benchmark_speed')
+    common = import_benchmark('common')
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args) -> list[dict]:
+        tables = []
+        monkeypatch.setattr(common, 'report', lambda *call: tables.append(call[-1]))
+        fixed = ('--device', 'cpu', '--runs', 1, '--warmup', 1, '--batch-size', 1)
+        monkeypatch.setattr('sys.argv', ['benchmark_speed.py', *map(str, args + fixed)])
+        module.main()
+        return tables[0]
+
+    return run
 
 
-def test_inference(run_tool, root, tmp_path):
-    b10 = root / 'configs' / 'psvit' / 'b10.py'
-    output = run_tool(
-        TOOL, b10, 'plain-b10', f'plain:{b10}', 'resnet18', 'torchvision:squeezenet1_0',
-        *SMALL, '--fuse', '--baseline', 'resnet18', 'plain-b10',
-        '--out', 'results/speed',
+def test_scaling(rows_of):
+    """Images and points grow; a plain ViT has as many tokens, in whole patches."""
+    rows = rows_of('ti14', 'deit-s', '--sizes', 32, 45, '--points', 2, 4, '--parts')
+    assert [(row['model'], row['pixels'], row['points']) for row in rows] == [
+        ('ti14', '32', 2), ('deit-s', '32', 2), ('ti14', '45', 4), ('deit-s', '44', 4),
+    ]  # fmt: skip
+    for row in rows:
+        assert row['images_per_second'] == pytest.approx(1e3 / row['milliseconds'])
+    for ours, theirs in (rows[:2], rows[2:]):
+        # The first model is the baseline where there is no DeiT-B.
+        assert theirs['to ti14'] == pytest.approx(
+            ours['milliseconds'] / theirs['milliseconds']
+        )
+        assert ours['to ti14'] == 1
+        assert {'attention', 'FFN'} <= set(theirs)
+        parts = [ours[p] for p in ('attention', 'FFN', 'stem', 'sampling')]
+        assert min(parts) > 0 and sum(parts) < 1.05
+
+
+def test_memory_of_a_detectors_backbone(rows_of):
+    rows = rows_of(
+        'ti14', 'ti14+cp', '--train', '--backbone', '--shape', 160, 224,
+        '--cfg-options', 'model.backbone.out_type=featmap',
+        'model.backbone.sampler.num_points=None',
+        'model.backbone.sampler.point_stride=16',
     )  # fmt: skip
-    results = json.loads((tmp_path / 'results' / 'speed.json').read_text())
-    rows = {row['model']: row for row in results['results']}
-    assert list(rows) == ['b10', 'plain-b10', 'resnet18', 'torchvision:squeezenet1_0']
-    # Counted before BatchNorms are folded.
-    assert rows['b10']['parameters'] == rows['plain-b10']['parameters'] == 21_344_302
-    for row in rows.values():
-        assert len(row['seconds']) == 3
-        median = statistics.median(row['seconds'])
-        assert row['images_per_second'] == pytest.approx(2 / median)
-        assert list(row['ratios']) == ['resnet18', 'plain-b10']
-        for name, ratio in row['ratios'].items():
-            other = rows[name]['images_per_second']
-            assert ratio == pytest.approx(row['images_per_second'] / other)
-        assert (row['height'], row['width']) == (64, 64)
-    assert results['settings']['runs'] == 3
-    assert {'torch', 'mmpretrain', 'mmpsvit'} <= set(results['versions'])
-    table = (tmp_path / 'results' / 'speed.md').read_text()
-    assert table in output
-    assert 'batch 2, BatchNorms folded, medians of 3' in table
-    assert f'| resnet18 | 64 | {rows["resnet18"]["parameters"]:,} |' in table
-    assert sorted(path.name for path in (tmp_path / 'results').iterdir()) == [
-        'speed.json',
-        'speed.md',
-    ]
+    plain, with_cp = rows
+    assert plain['pixels'] == '160 x 224'
+    # The gradients of 4.6 M parameters are in both.
+    assert 18 < with_cp['peak_MiB'] < 0.8 * plain['peak_MiB']
 
 
-def test_training_steps(run_tool, root, tmp_path):
-    config = root / 'configs' / 'cluttered_digits' / 'psvit.py'
-    run_tool(
-        TOOL, config, 'resnet18', *SMALL, '--train', '--amp', '--channels-last',
-        '--device', 'cpu', '--out', 'train',
-    )  # fmt: skip
-    results = json.loads((tmp_path / 'train.json').read_text())
-    first, second = results['results']
-    assert first['model'] == str(config)
-    assert first['ratios'] == {str(config): 1}
-    # The gradients of 11.7 M parameters take 4 bytes each.
-    assert second['peak_bytes'] > 46e6
-    table = (tmp_path / 'train.md').read_text()
-    assert 'Speed of training steps: batch 2, autocast, channels_last' in table
+def test_peak_memory(import_benchmark):
+    """Of tensors alive at the same time; what stays from before does not count."""
+    peak_bytes_of = import_benchmark('common').peak_bytes_of
+    kept = torch.zeros(10**6)
+
+    def step() -> None:
+        for size in (10**6, 3 * 10**6, 2 * 10**6):
+            one = torch.ones(size)
+            two = one + 1
+            del one, two
+
+    assert peak_bytes_of(step, torch.device('cpu')) == pytest.approx(24e6, rel=0.01)
+    assert kept.sum() == 0
 
 
-def test_no_dropout(benchmark_speed, root, monkeypatch):
-    """Then two steps in training mode give the same, unlike before."""
-    monkeypatch.setattr('sys.argv', ['benchmark_speed.py', '--device', 'cpu'])
-    _, parser = benchmark_speed.parse_args()
-    images = torch.rand(2, 3, 64, 64)
-    # The configs of B have both kinds of dropout; the plain one is rewritten here.
-    for name in ('b10', 'plain-b10'):
-        candidate = benchmark_speed.build_candidate(parser, name)
-        candidate.model.train()
-        with torch.no_grad():
-            outs = [candidate.forward(images) for _ in range(2)]
-            assert not torch.equal(*outs)
-            benchmark_speed.turn_off_dropout(candidate.model)
-            outs = [candidate.forward(images) for _ in range(2)]
-        assert torch.equal(*outs)
+@pytest.fixture
+def networks(import_benchmark):
+    """A small PS-ViT whose points move, and the plain network on its parameters."""
+    arch = dict(
+        embed_dims=48,
+        num_layers=6,
+        num_heads=3,
+        feedforward_channels=96,
+        stem_channels=(64, 48),
+    )
+    sampler = dict(num_iters=3, num_points=(5, 4))
+    model = dict(
+        type='ImageClassifier',
+        backbone=dict(type='mmpsvit.PSViT', arch=arch, sampler=sampler),
+        head=dict(type='mmpsvit.PSViTClsHead', num_classes=10, in_channels=48),
+    )
+    torch.manual_seed(0)
+    ours = mmpretrain.get_model(Config(dict(model=model)))
+    for parameter in ours.parameters():
+        if parameter.ndim > 1:
+            nn.init.trunc_normal_(parameter, std=0.1)
+    for layer in ours.backbone.sampler.offset_layers:
+        # Pixels: points move, and some out of the map.
+        nn.init.normal_(layer.weight, std=0.5)
+    return ours, import_benchmark('plain_psvit').PlainPSViT(ours)
 
 
-def test_layout_and_folding_of_all_but_the_plain_networks(benchmark_speed, monkeypatch):
-    options = '--device cpu --batch-size 1 --shape 64 --channels-last --fuse'
-    monkeypatch.setattr('sys.argv', ['benchmark_speed.py', *options.split()])
-    args, parser = benchmark_speed.parse_args()
-    left = {}
-    for name in ('ti14', 'resnet18', 'plain-ti14'):
-        candidate = benchmark_speed.build_candidate(parser, name)
-        benchmark_speed.prepare(candidate, args)
-        modules = list(candidate.model.modules())
-        left[name] = sum(isinstance(m, torch.nn.BatchNorm2d) for m in modules)
-        conv = next(m for m in modules if isinstance(m, torch.nn.Conv2d))
-        last = conv.weight.is_contiguous(memory_format=torch.channels_last)
-        assert last == (name != 'plain-ti14')
-    # The plain stem: one norm, three in each of two blocks, one of a projection.
-    assert left == {'ti14': 0, 'resnet18': 0, 'plain-ti14': 1 + 2 * 3 + 1}
-
-
-def test_wrong_folding_is_noticed(benchmark_speed):
-    class Wrong(torch.nn.Module):
-        """Its norm follows the convolution by name and not by what it does."""
-
-        def __init__(self):
-            super().__init__()
-            self.conv = torch.nn.Conv2d(3, 3, 1)
-            self.norm = torch.nn.BatchNorm2d(3)
-
-        def forward(self, x):
-            return self.conv(self.norm(x).relu())
-
-    model = Wrong()
-    candidate = benchmark_speed.Candidate('wrong', model, model, (8, 8))
-    with pytest.raises(SystemExit, match='BatchNorms of wrong changes its logits'):
-        benchmark_speed.fuse(candidate)
+def test_plain_network(networks):
+    """It computes what PS-ViT computes, and its gradients."""
+    ours, plain = networks
+    sampled = []
+    ours.backbone.sampler.register_forward_hook(lambda *args: sampled.append(args[-1]))
+    images = torch.rand(2, 3, 96, 80)
+    weight = torch.rand(2, 10)
+    results = []
+    for forward in (lambda x: ours(x, mode='tensor'), plain):
+        ours.train().zero_grad()
+        logits = forward(images)
+        (logits * weight).sum().backward()
+        results.append([logits, *(parameter.grad for parameter in ours.parameters())])
+    assert results[0][0].abs().max() > 0.1
+    for value, expected in zip(*results, strict=True):
+        assert (value - expected).norm() < 1e-3 * expected.norm() + 1e-5
+    # What makes the comparison worth something.
+    (trajectory,) = {item.trajectory for item in sampled}
+    assert (trajectory[:, -1] - trajectory[:, 0]).abs().mean() > 1
+    assert (trajectory < 0).any()
 
 
 @pytest.mark.parametrize(
@@ -122,13 +127,13 @@ def test_wrong_folding_is_noticed(benchmark_speed):
     [
         (['nonsense'], "argument models: 'nonsense' is no config file, no name of"),
         (['nowhere.py'], 'argument config: nowhere.py does not exist'),
-        (['torchvision:raft'], 'argument models: torchvision has no classifier'),
-        (['plain-b10_shared'], "'plain-b10_shared': the plain network cannot have"),
+        (['plain-b10_shared'], 'only the networks of the paper can be restated'),
         (['resnet18', '--runs', '0'], 'argument --runs: must be at least 1, got 0'),
-        (['resnet18', '--shape', '0'], 'argument --shape: must be at least 1, got 0'),
-        (['resnet18', '--baseline', 'x'], "--baseline: 'x' is none of the models"),
+        (['resnet18', '--baseline', 'x'], "--baseline: 'x' is none of resnet18"),
         (['resnet18', '--device', 'x'], "argument --device: 'x' is no device"),
         (['--train', '--fuse'], 'argument --fuse: only for inference'),
+        (['--device', 'cpu', '--cuda-graphs'], '--cuda-graphs: needs a CUDA device'),
+        (['--sizes', '64', '96', '--points', '4', '5', '6'], 'as many as --sizes'),
     ],
 )
 def test_mistakes(arguments, message, benchmark_error, root, monkeypatch):

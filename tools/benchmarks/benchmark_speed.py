@@ -1,19 +1,26 @@
 # Copyright (c) mmpsvit contributors.
-"""Time networks side by side: inference, or with --train a whole training step.
+"""Time networks side by side: inference, latency, training steps, memory, scaling.
 
-    python tools/benchmarks/benchmark_speed.py --out speed
+    python tools/benchmarks/benchmark_speed.py --channels-last --fuse --out speed
     python tools/benchmarks/benchmark_speed.py b14 plain-b14 deit-b --train
-    python tools/benchmarks/benchmark_speed.py --channels-last --fuse
+    python tools/benchmarks/benchmark_speed.py b14 deit-s --sizes 224 448 --parts
 
-A model is a config file, a name of MMPretrain's model index, `torchvision:NAME`, one
-of the short names below, or `plain:CONFIG`: the network of a PS-ViT config restated in
-plain PyTorch, see plain_psvit.py. Every round runs each model once, in another order,
-so that whatever else the machine does slows all of them; figures are medians over the
-rounds. Images are random and on the device already. Inference ends with the logits; a
-training step is forward, label-smoothed cross entropy, backward and AdamW.
+A model is a config file, a name of MMPretrain's model index or one of the short names
+of --help. `plain-NAME` is the PS-ViT of that name in plain PyTorch, see plain_psvit.py,
+and `NAME+cp` the one with `with_cp=True`.
 
---channels-last, --fuse and --compile go for all models alike, except the plain ones:
-those stay as they are written, in NCHW, unfused and uncompiled.
+Every round runs each row's step once, in another order, so that whatever else the
+machine does slows all of them; figures are medians over the rounds, and ratios are
+those of images/s, to a baseline in the same dtype, mode and setting. Images are random
+and on the device already. Inference ends with the logits; a training step is forward,
+label-smoothed cross entropy, backward and AdamW. Peak memory is beyond the weights.
+--compile and --cuda-graphs add rows to those of eager execution; both together compile
+with mode='reduce-overhead'. The plain networks stay as they are written: NCHW,
+BatchNorms unfolded, eager.
+
+With --sizes and --points images grow, points per side grow, or both, side by side. A
+plain ViT then gets as many tokens as the PS-ViTs: patches of the image's side over the
+points per side, rounded down, in an image of as many whole patches.
 """
 
 # isort: off
@@ -21,41 +28,26 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 # isort: on
 
 import argparse
-import sys
+import contextlib
+import itertools
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import common
 import mmpretrain
 import torch
-import torchvision
-from _measuring import (
-    CONFIGS,
-    Figures,
-    add_amp_argument,
-    add_common_arguments,
-    add_device_argument,
-    describe,
-    heading,
-    inference_step,
-    markdown_table,
-    measure,
-    mebibytes,
-    positive,
-    report,
-    training_step,
-)
 from mmcv.cnn import fuse_conv_bn
-from mmengine.config import Config
-from mmengine.logging import MMLogger
+from mmengine.config import DictAction
 from plain_psvit import PlainPSViT
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.profiler import profile
 
 from mmpsvit.cli import read_config, run_main
+from mmpsvit.guard import write_atomically
 
-OURS = {path.stem: str(path) for path in sorted(CONFIGS.glob('*.py'))}
-# Peers of the paper's Table 9. MMPretrain has no RegNetY.
+# Peers of the paper's Table 9, without RegNetY, which MMPretrain does not have.
 PEERS = {
     'deit-s': 'deit-small_4xb256_in1k',
     'deit-b': 'deit-base_16xb64_in1k',
@@ -63,285 +55,310 @@ PEERS = {
     'resnet18': 'resnet18_8xb32_in1k',
     'resnet50': 'resnet50_8xb32_in1k',
     'resnet101': 'resnet101_8xb32_in1k',
-    'regnety-8gf': 'torchvision:regnet_y_8gf',
 }
-ALIASES = {
-    **OURS,
-    **{f'plain-{name}': f'plain:{path}' for name, path in OURS.items()},
-    **PEERS,
-}
-DEFAULT = ['ti14', 'b10', 'b14', 'b18', *PEERS]
-# The paper's ratios of images/s in inference: one V100, batch 128, mean of 50 runs.
-PAPER = {('b14', 'deit-b'): 2.0, ('b10', 'vit-b16-384'): 13.7}
+EAGER, GRAPHS = 'eager', 'CUDA graphs'
+COMPILED, COMPILED_GRAPHS = 'compiled', 'compiled, CUDA graphs'
 
 
 @dataclass
 class Candidate:
-    """A model in the race.
-
-    Attributes:
-        name (str): Its name in the table.
-        model (nn.Module): The model.
-        forward (Callable): Images to logits.
-        shape (tuple[int, int]): Size (H, W) of its images.
-        plain (bool): Whether it stays as it is written.
-        parameters (int): Number of its parameters.
-        step (Callable): One step of what is timed.
-        figures (Figures): What was measured.
-    """
+    """A model in the race, with one row for each of its steps."""
 
     name: str
     model: nn.Module
-    forward: Callable[[Tensor], Tensor]
-    shape: tuple[int, int] = (224, 224)
-    plain: bool = False
+    forward: Callable[[Tensor], Tensor]  # to logits, or to maps with --backbone
+    shape: tuple[int, int]  # (H, W) of its images
+    points: int | None = None  # per side, where the command line says
+    setting: int = 0  # which one of --sizes and --points
+    dtype: str = common.DTYPES[0]
     parameters: int = 0
-    step: Callable[[], None] = field(default=lambda: None)
-    figures: Figures = field(default_factory=Figures)
+    parts: dict[str, float] = field(default_factory=dict)  # shares of its time
+    steps: dict[str, common.Step] = field(default_factory=dict)  # by mode
 
 
-def input_size(cfg: Config) -> tuple[int, int]:
-    """The size that the test pipeline crops or resizes to, 224 if it does neither."""
-    loader = cfg.get('test_dataloader') or {}
-    size = 224
-    for transform in loader.get('dataset', {}).get('pipeline', []):
-        size = transform.get('crop_size', transform.get('scale', size))
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
-
-
-def short_name(config: str) -> str | None:
-    """What a config of this project is called in short, None for other files."""
-    path = Path(config).resolve()
-    return path.stem if path.parent == CONFIGS else None
-
-
-def build_candidate(parser: argparse.ArgumentParser, name: str) -> Candidate:
+def build_candidate(
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    name: str,
+    size: int | None = None,
+    points: int | None = None,
+) -> Candidate:
     """Build a model from what the user calls it; its weights are random."""
-    full = ALIASES.get(name, name)
-    if full.startswith('plain:'):
-        path = full.removeprefix('plain:')
-        path = OURS.get(path, path)
-        cfg = read_config(parser, path)
-        try:
-            model = PlainPSViT.from_config(cfg.model)
-        except ValueError as error:
-            parser.error(f'argument models: {name!r}: {error}')
-        short = short_name(path)
-        name = name if short is None else f'plain-{short}'
-        return Candidate(name, model, model, input_size(cfg), plain=True)
-    if full.startswith('torchvision:'):
-        if full.split(':')[1] not in torchvision.models.list_models(torchvision.models):
-            parser.error(f'argument models: torchvision has no classifier {full!r}')
-        model = torchvision.models.get_model(full.split(':')[1])
-        return Candidate(name, model, model)
+    base = name.removeprefix('plain-').removesuffix('+cp')
+    full = common.OURS.get(base) or PEERS.get(base, base)
     if full.endswith('.py'):
         cfg = read_config(parser, full)
-        name = short_name(full) or full
-        model = mmpretrain.get_model(cfg)
     elif full in mmpretrain.list_models():
-        model = mmpretrain.get_model(full)
-        cfg = model._config
+        cfg = mmpretrain.get_model(full)._config
     else:
         parser.error(
             f'argument models: {name!r} is no config file, no name of MMPretrain and '
-            f'none of {", ".join([*OURS, *PEERS])}, plain-{", plain-".join(OURS)}'
+            f'none of {", ".join([*common.OURS, *PEERS])}, plain-NAME, NAME+cp'
         )
-    return Candidate(
-        name, model, lambda images: model(images, mode='tensor'), input_size(cfg)
-    )
+    shape = args.shape or common.input_size(cfg)
+    side = size or shape[0]
+    backbone = cfg.model.get('backbone', {})
+    if backbone.get('type') == 'mmpsvit.PSViT':
+        cfg.merge_from_dict(args.cfg_options or {})
+        backbone = cfg.model.backbone
+        backbone.with_cp = name.endswith('+cp') or backbone.get('with_cp', False)
+        if points:
+            backbone.sampler.update(num_points=points, point_stride=None)
+    elif backbone.get('type') == 'VisionTransformer' and points:
+        backbone.patch_size = side // points
+        backbone.img_size = side = side // points * points
+    if size or points:
+        shape = (side, side)
+    model = mmpretrain.get_model(cfg)
+    if str(Path(full).resolve()) in common.OURS.values():
+        name = name.replace(base, Path(full).stem)
+    if name.startswith('plain-'):
+        try:
+            model = PlainPSViT(model)
+        except ValueError as error:
+            parser.error(f'argument models: {name!r}: {error}')
+        return Candidate(name, model, model, tuple(shape), points)
 
+    def forward(images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        if args.backbone:
+            return model.backbone(images)
+        return model(images, mode='tensor')
 
-def fuse(candidate: Candidate) -> None:
-    """Fold the BatchNorms into the convolutions before them, and check the logits."""
-    norms = [m for m in candidate.model.modules() if isinstance(m, _BatchNorm)]
-    if not norms:
-        return
-    candidate.model.eval()
-    # With the statistics of a new network, a wrong fold would change next to nothing.
-    for norm in norms:
-        norm.running_mean.normal_(0, 0.1)
-        norm.running_var.uniform_(0.8, 1.2)
-    images = torch.rand(1, 3, *candidate.shape)
-    with torch.inference_mode():
-        before = candidate.forward(images)
-    backbone = getattr(candidate.model, 'backbone', None)
-    if hasattr(backbone, 'switch_to_deploy'):  # as MMPretrain calls it
-        backbone.switch_to_deploy()
-    fuse_conv_bn(candidate.model)
-    with torch.inference_mode():
-        error = (candidate.forward(images) - before).abs().max() / before.abs().max()
-    if not error < 1e-3:
-        sys.exit(
-            f'benchmark_speed.py: error: folding the BatchNorms of {candidate.name} '
-            f'changes its logits by {error:.1e} of the largest'
-        )
+    return Candidate(name, model, forward, tuple(shape), points)
 
 
 def turn_off_dropout(model: nn.Module) -> None:
     """Train without dropout and stochastic depth, of which each recipe has its own."""
     for module in model.modules():
-        if isinstance(module, (nn.Dropout, torchvision.ops.StochasticDepth)):
+        if isinstance(module, nn.Dropout):
             module.p = 0.0
         elif hasattr(module, 'drop_prob'):
             module.drop_prob = 0.0
 
 
+def graphed(step: common.Step) -> common.Step:
+    """Capture a step as a CUDA graph; the step that replays it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
 def prepare(candidate: Candidate, args: argparse.Namespace) -> None:
-    """Give a candidate the step that is timed."""
-    if args.shape:
-        candidate.shape = (args.shape[0], args.shape[-1])
+    """Give a candidate the steps that are timed."""
+    model = candidate.model
+    plain = isinstance(model, PlainPSViT)
     # Before folding: a BatchNorm's two numbers per channel become one bias.
-    candidate.parameters = sum(p.numel() for p in candidate.model.parameters())
-    if args.fuse and not candidate.plain:
-        fuse(candidate)
+    candidate.parameters = sum(p.numel() for p in model.parameters())
+    if args.fuse and not plain:
+        model.eval()
+        if hasattr(model.backbone, 'switch_to_deploy'):  # as MMPretrain calls it
+            model.backbone.switch_to_deploy()
+        fuse_conv_bn(model)
     if args.no_dropout:
-        turn_off_dropout(candidate.model)
-    layout = torch.contiguous_format
-    if args.channels_last and not candidate.plain:
-        layout = torch.channels_last
-    model = candidate.model.to(args.device, memory_format=layout).train(args.train)
-    images = torch.rand(args.batch_size, 3, *candidate.shape, device=args.device)
-    images = images.to(memory_format=layout)
-    forward = candidate.forward
-    if args.compile and not candidate.plain:
-        forward = torch.compile(forward)
-    if args.train:
-        step = training_step(forward, model.parameters(), images, args.amp)
-    else:
-        step = inference_step(forward, images, args.amp)
-    candidate.step = step
-
-
-def rows_of(candidates: list[Candidate], args: argparse.Namespace) -> list[dict]:
-    """The figures of each candidate, also those relative to the baselines."""
-    speeds = {c.name: args.batch_size / c.figures.median for c in candidates}
-    return [
-        {
-            'model': c.name,
-            'height': c.shape[0],
-            'width': c.shape[1],
-            'parameters': c.parameters,
-            'images_per_second': speeds[c.name],
-            'milliseconds': 1e3 * c.figures.median,
-            'milliseconds_quartiles': [1e3 * q for q in c.figures.quartiles],
-            'peak_bytes': c.figures.peak_bytes,
-            'ratios': {name: speeds[c.name] / speeds[name] for name in args.baseline},
-            'seconds': c.figures.seconds,
-        }
-        for c in candidates
-    ]
-
-
-def markdown_of(rows: list[dict], args: argparse.Namespace, about: dict) -> list[str]:
-    """The table, what it was measured with, and the paper's ratios."""
-    given = {
-        'autocast': args.amp,
-        'channels_last': args.channels_last,
-        'BatchNorms folded': args.fuse,
-        'no dropout': args.no_dropout,
-        'torch.compile': args.compile,
-    }
-    options = ', '.join(option for option in given if given[option])
-    title = (
-        f'Speed of {"training steps" if args.train else "inference"}: batch '
-        f'{args.batch_size}, {options or "float32, NCHW"}, medians of {args.runs} '
-        'interleaved rounds.'
+        turn_off_dropout(model)
+    channels_last = args.channels_last and not plain
+    form = dict(
+        device=args.device,
+        dtype=torch.bfloat16 if candidate.dtype == 'bfloat16' else torch.float32,
+        memory_format=(torch.contiguous_format, torch.channels_last)[channels_last],
     )
-    header = ['model', 'px', 'parameters', 'images/s', 'ms, quartiles']
-    header += ['peak memory, MiB', *(f'to {name}' for name in args.baseline)]
-    cells = []
-    for row in rows:
-        low, high = row['milliseconds_quartiles']
-        size = row['height'], row['width']
-        cells.append(
-            [
-                row['model'],
-                size[0] if size[0] == size[1] else size,
-                f'{row["parameters"]:,}',
-                f'{row["images_per_second"]:.1f}',
-                f'{row["milliseconds"]:.1f}, {low:.1f} to {high:.1f}',
-                mebibytes(row['peak_bytes']),
-                *(f'{row["ratios"][name]:.2f}' for name in args.baseline),
-            ]
+    model.to(**form)
+    model.train(args.train)
+    images = torch.rand(args.batch_size, 3, *candidate.shape).to(**form)
+
+    def step_of(forward: Callable) -> common.Step:
+        dtype = candidate.dtype
+        if args.train:
+            return common.training_step(forward, model.parameters(), images, dtype)
+        return common.inference_step(forward, images, dtype)
+
+    candidate.steps[EAGER] = step_of(candidate.forward)
+    if plain:
+        return
+    if args.parts:
+        candidate.parts = shares_of_parts(candidate, images)
+    if args.cuda_graphs and not args.train:
+        candidate.steps[GRAPHS] = graphed(candidate.steps[EAGER])
+    if args.compile:
+        mode = 'reduce-overhead' if args.cuda_graphs else None
+        name = COMPILED_GRAPHS if args.cuda_graphs else COMPILED
+        candidate.steps[name] = step_of(torch.compile(candidate.forward, mode=mode))
+
+
+def shares_of_parts(candidate: Candidate, images: Tensor) -> dict[str, float]:
+    """The share of each part in one pass of inference, by a clock around modules."""
+    backbone = candidate.model.backbone
+    modules = {
+        part: [m for key, m in backbone.named_modules() if key.endswith(f'.{name}')]
+        for part, name in (('attention', 'attn'), ('FFN', 'ffn'))
+    }
+    if hasattr(backbone, 'sampler'):
+        modules['stem'], modules['sampling'] = [backbone.stem], [backbone.sampler]
+        modules['iterations'] = list(getattr(backbone.sampler, 'layers', ()))
+    seconds = defaultdict(float)
+
+    def add(sign: int, part: str) -> Callable:
+        def hook(*_) -> None:
+            seconds[part] += sign * common.clock(images.device)
+
+        return hook
+
+    step = common.inference_step(candidate.forward, images, candidate.dtype)
+    training = candidate.model.training
+    candidate.model.eval()
+    step()
+    with contextlib.ExitStack() as stack:
+        for part, module in ((p, m) for p, group in modules.items() for m in group):
+            stack.enter_context(module.register_forward_pre_hook(add(-1, part)))
+            stack.enter_context(module.register_forward_hook(add(1, part)))
+        add(-1, 'whole')()
+        step()
+        add(1, 'whole')()
+    candidate.model.train(training)
+    if 'sampling' in seconds:  # what the sampler does besides encoding
+        seconds['sampling'] -= seconds['iterations']
+    whole = seconds.pop('whole')
+    return {part: taken / whole for part, taken in seconds.items()}
+
+
+def rows_of(
+    candidates: list[Candidate], figures: dict, args: argparse.Namespace
+) -> list[dict]:
+    """The figures of each step, also those relative to the baselines."""
+    times = {
+        (candidates[i].name, candidates[i].setting, candidates[i].dtype, mode): found
+        for (i, mode), found in figures.items()
+    }
+    rows = []
+    for (index, mode), found in figures.items():
+        candidate = candidates[index]
+        row = dict(
+            model=candidate.name,
+            pixels=' x '.join(map(str, dict.fromkeys(candidate.shape))),
+            points=candidate.points,
+            dtype=candidate.dtype,
+            mode=mode,
+            parameters=candidate.parameters,
+            images_per_second=1e3 * args.batch_size / found['milliseconds'],
+            **found,
         )
-    lines = [*heading(title, about), *markdown_table(header, cells), '']
-    speeds = {row['model']: row['images_per_second'] for row in rows}
-    for (model, peer), paper in PAPER.items():
-        if not args.train and {model, peer} <= set(speeds):
-            ratio = speeds[model] / speeds[peer]
-            lines += [f'{model} to {peer}: {ratio:.2f} here, {paper} in the paper.', '']
-    lines.append('The paper: one V100, batch 128. Peak memory is beyond the weights.')
-    return lines
+        for baseline in args.baseline:
+            key = (baseline, candidate.setting, candidate.dtype)
+            # The plain networks have one mode.
+            other = times.get((*key, mode)) or times[(*key, EAGER)]
+            ratio = other['milliseconds'] / found['milliseconds']
+            row[f'to {baseline}'] = ratio
+        rows.append({**row, **(candidate.parts if mode == EAGER else {})})
+    return rows
 
 
 def parse_args() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     """Parse the command line; what depends on the device is filled in."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument(
-        'models',
-        nargs='*',
-        default=DEFAULT,
-        help=f"configs or names (default: the paper's Table 9; {', '.join(PEERS)}, "
-        f'{", ".join(OURS)}, plain-NAME, plain:CONFIG)',
-    )
-    add_device_argument(parser)
-    parser.add_argument('--train', action='store_true', help='time training steps')
-    parser.add_argument(
-        '--batch-size', type=positive, help='default: 128 on CUDA, else 8'
-    )
-    add_common_arguments(parser, '50 on CUDA, else 10')
-    parser.add_argument('--shape', type=positive, nargs='+', help='H W, or one number')
-    add_amp_argument(parser)
-    parser.add_argument('--channels-last', action='store_true', help='of all models')
-    parser.add_argument(
-        '--no-dropout', action='store_true', help='nor stochastic depth, in any model'
-    )
-    parser.add_argument(
-        '--fuse', action='store_true', help='fold BatchNorms into convolutions'
-    )
-    parser.add_argument('--compile', action='store_true', help='torch.compile')
-    parser.add_argument(
-        '--baseline', nargs='+', help='what ratios are to (default: deit-b)'
-    )
+    parser = common.make_parser(__doc__, runs=10)
+    add = parser.add_argument
+    names = f'{", ".join([*PEERS, *common.OURS])}, plain-NAME, NAME+cp'
+    default = ['ti14', 'b10', 'b14', 'b18', *PEERS]
+    add('models', nargs='*', default=default, help=f'configs or names: {names}')
+    add('--train', action='store_true', help='time training steps')
+    add('--batch-size', type=common.positive, help='default: 128 on CUDA, else 8')
+    add('--baseline', nargs='+', help='models to give ratios to; default: deit-b')
+    help = 'of the weights; amp-*: autocast over float32 weights'
+    add('--dtype', nargs='+', choices=common.DTYPES, default=['float32'], help=help)
+    add('--compile', action='store_true', help='also compiled')
+    add('--cuda-graphs', action='store_true', help='also replayed as CUDA graphs')
+    add('--channels-last', action='store_true', help='weights and images')
+    add('--fuse', action='store_true', help='fold BatchNorms; switch_to_deploy()')
+    add('--no-dropout', action='store_true', help='no dropout, no stochastic depth')
+    add('--backbone', action='store_true', help='without the heads')
+    add('--shape', type=common.positive, nargs='+', metavar='H W', help='of the images')
+    add('--sizes', type=common.positive, nargs='+', help='sides of images')
+    add('--points', type=common.positive, nargs='+', help='points per side')
+    add('--parts', action='store_true', help='shares of parts in inference')
+    add('--profile', action='store_true', help='also writes OUT.profile.txt')
+    add('--cfg-options', nargs='+', action=DictAction, help='of the PS-ViTs: KEY=VALUE')
     args = parser.parse_args()
-    on_cuda = args.device.type == 'cuda'
-    args.batch_size = args.batch_size or (128 if on_cuda else 8)
-    args.runs = args.runs or (50 if on_cuda else 10)
+    is_cuda = args.device.type == 'cuda'
+    args.batch_size = args.batch_size or (128 if is_cuda else 8)
     if args.shape and len(args.shape) > 2:
         parser.error(f'argument --shape: H W or one number, got {args.shape}')
+    args.shape = args.shape and (args.shape[0], args.shape[-1])
     if args.fuse and args.train:
         parser.error('argument --fuse: only for inference, not with --train')
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    if args.cuda_graphs and not is_cuda:
+        parser.error('argument --cuda-graphs: needs a CUDA device')
+    if args.cuda_graphs and args.train and not args.compile:
+        parser.error('argument --cuda-graphs: with --train, only with --compile')
+    if args.profile and not args.out:
+        parser.error('argument --profile: needs --out')
+    if args.sizes and args.points and len(args.sizes) != len(args.points):
+        parser.error('argument --points: as many as --sizes, or one of the two alone')
     return args, parser
+
+
+def write_profiles(candidates: list[Candidate], args: argparse.Namespace) -> None:
+    """Write which operators, or kernels, take the time of each step."""
+    tables = []
+    for candidate in candidates:
+        for mode, step in candidate.steps.items():
+            with profile() as profiler:
+                step()
+                common.clock(args.device)
+            table = profiler.key_averages().table(
+                sort_by=f'self_{args.device.type}_time_total',
+                row_limit=30,
+                max_name_column_width=90,
+            )
+            tables.append(f'{candidate.name}, {candidate.dtype}, {mode}\n{table}')
+    with write_atomically(f'{args.out}.profile.txt') as temporary:
+        temporary.write_text('\n'.join(tables))
 
 
 def main() -> None:
     """Measure, print the table, and write what ``--out`` asks for."""
     args, parser = parse_args()
-    # Otherwise MMPretrain's remarks stand before the table.
-    MMLogger.get_instance('benchmark_speed', log_level='WARNING')
-    torch.manual_seed(0)
-    built = (build_candidate(parser, name) for name in dict.fromkeys(args.models))
-    # Two ways to name one model make one row.
-    candidates = list({candidate.name: candidate for candidate in built}.values())
+    common.start(args)
+    count = max(len(args.sizes or '1'), len(args.points or '1'))
+    columns = (args.sizes or [None] * count, args.points or [None] * count)
+    candidates = []
+    for setting, (size, points) in enumerate(zip(*columns, strict=True)):
+        for dtype, name in itertools.product(args.dtype, dict.fromkeys(args.models)):
+            candidate = build_candidate(parser, args, name, size, points)
+            candidate.setting, candidate.dtype = setting, dtype
+            candidates.append(candidate)
     names = [candidate.name for candidate in candidates]
-    if args.baseline is None:
-        args.baseline = ['deit-b' if 'deit-b' in names else names[0]]
+    args.baseline = args.baseline or ['deit-b' if 'deit-b' in names else names[0]]
     for name in args.baseline:
         if name not in names:
-            parser.error(
-                f'argument --baseline: {name!r} is none of the models, {names}'
-            )
+            models = ', '.join(dict.fromkeys(names))
+            parser.error(f'argument --baseline: {name!r} is none of {models}')
     for candidate in candidates:
         prepare(candidate, args)
-    steps = {candidate.name: candidate.step for candidate in candidates}
-    figures = measure(steps, args.runs, args.warmup, args.device, memory=steps)
-    for candidate in candidates:
-        candidate.figures = figures[candidate.name]
-    rows, about = rows_of(candidates, args), describe(args.device)
-    report(markdown_of(rows, args, about), about, args, results=rows)
+    steps = {
+        (index, mode): step
+        for index, candidate in enumerate(candidates)
+        for mode, step in candidate.steps.items()
+    }
+    # What a graph needs, it has before it is replayed.
+    memory = [key for key in steps if key[1] in (EAGER, COMPILED)]
+    rows = rows_of(candidates, common.measure(steps, args, memory), args)
+    flags = ('channels_last', 'fuse', 'no_dropout', 'backbone')
+    given = [*args.dtype, *(name for name in flags if getattr(args, name))]
+    title = (
+        f'{"Training steps" if args.train else "Inference"} of '
+        f'{", ".join(dict.fromkeys(names))}: batch {args.batch_size}, '
+        f'{", ".join(given)}, '
+        f'medians of {args.runs} interleaved rounds.'
+    )
+    common.report(title, args, rows)
+    if args.profile:
+        write_profiles(candidates, args)
 
 
 if __name__ == '__main__':

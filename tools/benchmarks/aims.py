@@ -1,0 +1,96 @@
+# Copyright (c) mmpsvit contributors.
+"""Hold what run_on_gpu.sh has measured against the aims: aims.py OUT_DIR."""
+
+import json
+import sys
+from pathlib import Path
+
+EAGER, COMPILED = ('eager',), ('compiled',)
+GRAPHS = ('CUDA graphs', 'compiled, CUDA graphs')
+
+
+def read(folder: Path, name: str) -> list[dict]:
+    """The rows of a report, none if it was not written."""
+    path = folder / f'{name}.json'
+    return json.loads(path.read_text())['results'] if path.exists() else []
+
+
+def ratio(rows: list[dict], modes: tuple[str, ...], model: str, peer: str) -> str:
+    """Images/s of a model to its peer's, each in its fastest dtype and mode."""
+    best = {}
+    for row in rows:
+        if row['mode'] in modes and row['model'] in (model, peer):
+            kept = best.setdefault(row['model'], row)
+            if row['milliseconds'] < kept['milliseconds']:
+                best[row['model']] = row
+    if len(best) < 2:
+        return 'not measured'
+    ours, theirs = (best[name] for name in (model, peer))
+    times = [
+        f'{row["milliseconds"]:.2f} ms {row["dtype"]} {row["mode"]}'
+        for row in (ours, theirs)
+    ]
+    value = theirs['milliseconds'] / ours['milliseconds']
+    return f'{value:.2f} ({", ".join(times)})'
+
+
+def aims_of(folder: Path) -> list[dict]:
+    """The rows of the table."""
+    inference = [*read(folder, 'inference'), *read(folder, 'compiled')]
+    latency, training = read(folder, 'latency'), read(folder, 'training')
+    table = [
+        ('inference, B/14 to DeiT-B, CUDA graphs', inference, GRAPHS, 'b14', 1.45, 2.0),
+        ('inference, B/14 to DeiT-B, eager', inference, EAGER, 'b14', 1.28, 1.6),
+        ('inference, Ti/14 to DeiT-S, eager', inference, EAGER, 'ti14', 0.81, 1.3),
+        ('inference, Ti/14 to DeiT-S, CUDA graphs', inference, GRAPHS, 'ti14', '', 1.3),
+        (
+            'training step, B/14 to DeiT-B, compiled',
+            training,
+            COMPILED,
+            'b14',
+            1.27,
+            1.6,
+        ),
+        ('training, B/14 to DeiT-B, eager', training, EAGER, 'b14', 1.13, 1.3),
+        ('one image, B/14 to DeiT-B, CUDA graphs', latency, GRAPHS, 'b14', '', 1.0),
+        ('one image, B/14 to DeiT-B, eager', latency, EAGER, 'b14', 0.54, ''),
+    ]
+    peers = {'b14': 'deit-b', 'ti14': 'deit-s'}
+    rows = [
+        {
+            'what': what,
+            'measured': ratio(rows, modes, model, peers[model]),
+            'on 2026-11-26': before,
+            'aim': aim,
+        }
+        for what, rows, modes, model, before, aim in table
+    ]
+
+    def add(what: str, measured: str, before: str, aim: str) -> None:
+        cells = (what, measured or 'not measured', before, aim)
+        rows.append(dict(zip(rows[0], cells, strict=True)))
+
+    for row in read(folder, 'sampling_share'):
+        if row['part'] == 'sampling':
+            what = 'share of sampling in an eager training step'
+            add(what, f'{row["percent"]:.1f} %', '13 %', '9 % (an option: 4 %)')
+    for row in read(folder, 'loop'):
+        what = f'training loop, {row["data"]}, batch {row["batch_size"]}'
+        speed = f'{row["images_per_second"]:.0f} images/s'
+        if row['data'] == 'memory' and row['batch_size'] > 1:
+            what += ', to the bare step'
+            add(what, f'{row["to_bare_step"]:.2f} ({speed})', '0.3', '0.9')
+        elif row['data'] == 'jpeg':
+            loader = f'{row["loader_per_worker"]:.0f} a worker, loader alone'
+            add(what, f'{speed}, {row["workers"]} workers; {loader}', '', 'per core')
+    for row in training:
+        if (row['model'], row['mode']) == ('b14', 'eager'):
+            what = 'peak memory of an eager training step, B/14'
+            add(what, f'{row["peak_MiB"] / 1024:.2f} GiB', '7.2 GiB', 'not more')
+    return rows
+
+
+if __name__ == '__main__':
+    found = aims_of(Path(sys.argv[1]))
+    for cells in (found[0], ['---'] * 4, *(row.values() for row in found)):
+        print(f'| {" | ".join(map(str, cells))} |')
