@@ -38,11 +38,11 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from mmpretrain.models import ClsHead, ImageClassifier
 from mmpretrain.models.utils import ClsDataPreprocessor
+from packaging.version import Version
 from PIL import Image
 from torch import Tensor, nn
 
 from mmpsvit.cli import check_file, read_config, run_main
-from mmpsvit.compat import IS_NEW_TORCH
 from mmpsvit.guard import load_checkpoint, write_atomically
 from mmpsvit.visualization import (
     FilePipeline,
@@ -132,7 +132,7 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
         parser.error('argument --batch-size: not with --dynamic-batch')
     if args.batch_size is not None and args.batch_size < 1:
         parser.error(f'argument --batch-size: must be > 0, got {args.batch_size}')
-    if not IS_NEW_TORCH:
+    if Version(torch.__version__) < Version('2.6'):
         parser.error(f'exporting needs PyTorch >= 2.6, got {torch.__version__}')
     if (suffix := Path(args.out).suffix) not in FORMATS:
         parser.error(f'argument --out: must end in .onnx or .pt2, got {args.out}')
