@@ -105,7 +105,9 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=100),
     dict(type='CosineAnnealingLR', by_epoch=False),
 ]
-train_cfg = dict(by_epoch=False, max_iters=1200, val_interval=400)
+train_cfg = dict(
+    type='mmpsvit.ExactIterBasedTrainLoop', max_iters=1200, val_interval=400
+)
 val_cfg = dict()
 test_cfg = dict()
 randomness = dict(seed=0)

@@ -14,6 +14,11 @@ param_scheduler = [
         T_max=max_iters,
     ),
 ]
-train_cfg = dict(_delete_=True, by_epoch=False, max_iters=max_iters, val_interval=6)
+train_cfg = dict(
+    _delete_=True,
+    type='mmpsvit.ExactIterBasedTrainLoop',
+    max_iters=max_iters,
+    val_interval=6,
+)
 
 default_hooks = dict(checkpoint=dict(interval=4, by_epoch=False))
