@@ -80,13 +80,17 @@ def test_killed_at_any_access_to_files(tmp_path, monkeypatch):
     options = {'train_cfg.max_epochs': 2, 'default_hooks.checkpoint.max_keep_ckpts': 1}
     make_runner(tmp_path / 'alone', **options).train()
     expected = read(tmp_path / 'alone')
-    calls, last_call = itertools.count(), None
+    calls, last_call, is_killed = itertools.count(), None, False
 
     def wrap(name: str) -> None:
         function = getattr(os, name)
 
         def call(target, *args):
-            if next(calls) == last_call:
+            nonlocal is_killed
+            if is_killed:
+                raise Killed  # which cleans nothing up
+            if name != 'unlink' and next(calls) == last_call:
+                is_killed = True
                 if name == 'fsync':
                     with contextlib.suppress(OSError):  # a folder has no half
                         os.ftruncate(target, os.fstat(target).st_size // 2)
@@ -95,7 +99,7 @@ def test_killed_at_any_access_to_files(tmp_path, monkeypatch):
 
         monkeypatch.setattr(os, name, call)
 
-    for name in ('fsync', 'replace', 'remove'):
+    for name in ('fsync', 'replace', 'remove', 'unlink'):
         wrap(name)
     seen_leftovers = False
     for last_call in itertools.count():
@@ -105,7 +109,7 @@ def test_killed_at_any_access_to_files(tmp_path, monkeypatch):
             make_runner(work_dir, **options).train()
             break
         except Killed:
-            pass
+            is_killed = False
         # All checkpoints are whole, and the one to go on from is there.
         read(work_dir)
         latest = find_latest_checkpoint(str(work_dir))
