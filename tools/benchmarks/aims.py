@@ -44,7 +44,7 @@ def aims_of(folder: Path) -> list[dict]:
         ('inference, Ti/14 to DeiT-S, eager', inference, EAGER, 'ti14', 0.81, 1.3),
         ('inference, Ti/14 to DeiT-S, CUDA graphs', inference, GRAPHS, 'ti14', '', 1.3),
         (
-            'training step, B/14 to DeiT-B, compiled',
+            'training, B/14 to DeiT-B, compiled',
             training,
             COMPILED,
             'b14',
@@ -85,7 +85,7 @@ def aims_of(folder: Path) -> list[dict]:
             add(what, f'{speed}, {row["workers"]} workers; {loader}', '', 'per core')
     for row in training:
         if (row['model'], row['mode']) == ('b14', 'eager'):
-            what = 'peak memory of an eager training step, B/14'
+            what = 'peak memory of an eager training step'
             add(what, f'{row["peak_MiB"] / 1024:.2f} GiB', '7.2 GiB', 'not more')
     return rows
 

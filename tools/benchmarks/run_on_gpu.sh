@@ -68,8 +68,11 @@ for name, what in (('mmdet', 'tests of detectors'), ('skimage', 'JPEGs')):
         print(f'- {what}: cannot import {name} ({error}).')
 PYTHON
 ) || fail "$(tail -n 1 "$out/imports.log")"
+skipped=$(grep '^- ' <<<"$skipped" || true) # packages print remarks of their own
 
 deadline=$((cpu ? 86400 : 300)) # seconds from the start of this script
+names=(aims tests inference compiled latency training sampling_share sampling loop)
+for name in "${names[@]}"; do rm -f "$out/$name".{md,json,log,profile.txt}; done
 parts=()
 failed=0
 
@@ -77,7 +80,6 @@ failed=0
 part() {
     local name=$1 status=0 start=$SECONDS words=ok limit=$((deadline - SECONDS))
     shift
-    rm -f "$out/$name".{md,json,log,profile.txt}
     if ((limit < 1)); then
         words='not run, out of time'
         skipped+=$'\n'"- $name: $words."
@@ -106,8 +108,8 @@ jpeg=(memory jpeg)
 case $skipped in *skimage*) jpeg=(memory) ;; esac
 if [ -n "$cpu" ]; then
     # Half precision takes minutes on CPUs that have to emulate it.
-    half=() amp=() graphs=() compile=()
-    tests=(tests/tools/test_benchmark_sampling.py -m 'not cuda')
+    networks=(ti14 deit-s) pair=(ti14) half=() amp=() graphs=() compile=()
+    tests=(tests/tools/test_benchmark_sampling.py -k 'agree and not cuda')
     tiny=(--device cpu --runs 1 --warmup 1)
     size=("${tiny[@]}" --shape 32 --points 4) batch=(--batch-size 2)
     loop=(configs/cluttered_digits/psvit.py "${tiny[@]}" --batch-size 2 --workers 1
@@ -115,6 +117,7 @@ if [ -n "$cpu" ]; then
     share=(configs/cluttered_digits/psvit.py "${tiny[@]}" --batch-size 2)
     operator=("${tiny[@]}" --batch-size 1 --channels 8 --size 8 --points 3)
 else
+    networks=(b14 deit-b ti14 deit-s) pair=(b14 deit-b)
     graphs=(--cuda-graphs) compile=(--compile) tests=(tests -m cuda)
     size=(--channels-last --runs 20) batch=(--batch-size 128)
     loop=("$b14" --amp --batch-size 1 64 128 --workers "$(nproc)" --images 1024)
@@ -122,19 +125,19 @@ else
     operator=(--batch-size 128 --dtype float32 bfloat16)
 fi
 part tests "$python" -m pytest -q --continue-on-collection-errors "${tests[@]}"
-bench inference speed b14 deit-b ti14 deit-s --fuse "${half[@]}" "${batch[@]}" \
+bench inference speed "${networks[@]}" --fuse "${half[@]}" "${batch[@]}" \
     "${size[@]}" "${graphs[@]}" --profile
-bench latency speed b14 deit-b --fuse "${half[@]}" --batch-size 1 "${size[@]}" \
+bench latency speed "${pair[@]}" --fuse "${half[@]}" --batch-size 1 "${size[@]}" \
     "${graphs[@]}"
-bench training speed b14 deit-b --train --no-dropout "${amp[@]}" "${batch[@]}" \
+bench training speed "${pair[@]}" --train --no-dropout "${amp[@]}" "${batch[@]}" \
     "${size[@]}" "${compile[@]}" --profile
 bench sampling_share sampling --step-share "${share[@]}" "${amp[@]}"
 bench loop training "${loop[@]}" --data "${jpeg[@]}"
 bench sampling sampling "${operator[@]}"
 if [ -n "$cpu" ]; then
-    skipped+=$'\n- Half precision, compiled networks and CUDA graphs.'
+    skipped+=$'\n- Half precision, compiled networks, CUDA graphs, B/14 and DeiT-B.'
 else
-    bench compiled speed b14 deit-b --fuse "${amp[@]}" "${batch[@]}" "${size[@]}" \
+    bench compiled speed "${pair[@]}" --fuse "${amp[@]}" "${batch[@]}" "${size[@]}" \
         "${graphs[@]}" "${compile[@]}"
 fi
 part aims "$python" tools/benchmarks/aims.py "$out"
@@ -143,7 +146,7 @@ part aims "$python" tools/benchmarks/aims.py "$out"
     echo "# Tests and benchmarks of $(date -u '+%F %R') UTC, $SECONDS s"
     printf '\nSkipped:\n\n%s\n\nRun:\n\n' "${skipped:-nothing}"
     printf -- '- %s\n' "${parts[@]}"
-    for name in aims tests inference compiled latency training sampling_share sampling loop; do
+    for name in "${names[@]}"; do
         printf '\n## %s\n\n' "$name"
         if [ -e "$out/$name.md" ]; then
             cat "$out/$name.md"
