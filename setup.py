@@ -84,6 +84,7 @@ setup(
             'psutil',
             'pytest',
             'ruff',
+            'safetensors',
             'scikit-image',
             'scikit-learn',
             'scipy',

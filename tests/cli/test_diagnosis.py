@@ -89,7 +89,7 @@ def fault_of(
         test_evaluator=[Metric()],
         test_cfg=dict(),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        experiment_name=f'diagnosis_{folder}',
+        experiment_name=f'diagnosis_{folder}_{kind}',
         log_level='ERROR',
     )
     with pytest.raises(Exception) as caught:

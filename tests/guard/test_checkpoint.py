@@ -4,14 +4,18 @@
 import os
 import pickle
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import OneCycleLR
 from mmengine.runner.checkpoint import CheckpointLoader
+from safetensors.torch import save_file
 
 from mmpsvit.guard import (
     CheckpointError,
@@ -33,17 +37,8 @@ class Malicious:
 
 
 @pytest.fixture
-def restore_loaders():
-    schemes = CheckpointLoader._schemes.copy()
-    functions = {
-        name: getattr(mmengine_checkpoint, name)
-        for name in ('load_from_http', '_safe_torch_load')
-        if hasattr(mmengine_checkpoint, name)
-    }
-    yield
-    CheckpointLoader._schemes = schemes
-    for name, function in functions.items():
-        setattr(mmengine_checkpoint, name, function)
+def restore_loaders(monkeypatch):
+    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
 
 
 def test_training_checkpoint_loads(tmp_path):
@@ -170,6 +165,37 @@ def test_classes_and_functions_stay_as_they_are(owner, name, tmp_path):
         assert getattr(owner, name) is before
     finally:
         setattr(owner, name, before)
+
+
+def test_safetensors(tmp_path, restore_loaders):
+    file = tmp_path / 'weights.safetensors'
+    save_file({'layer.weight': torch.ones(2)}, file)
+    assert load_checkpoint(file)['layer.weight'].tolist() == [1, 1]
+    use_safe_loading()
+    loaded = CheckpointLoader.load_checkpoint(str(file), 'cpu')
+    assert loaded['state_dict']['layer.weight'].tolist() == [1, 1]
+    file.write_bytes(b'these are no weights')
+    with pytest.raises(CheckpointError, match=r'weights\.safetensors cannot be read'):
+        load_checkpoint(file)
+
+
+def test_what_stock_hooks_write_loads(tmp_path):
+    """Schedules with functions, settings of data sets as MMEngine keeps them."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    schedule = OneCycleLR(optimizer, eta_max=1.0, total_steps=4, by_epoch=False)
+    metainfo = Config(dict(source=dict(camera='x'), files=[Path('a')])).source
+    torch.save(
+        dict(
+            state_dict={'weight': torch.ones(1)},
+            param_schedulers=[schedule.state_dict()],
+            meta=dict(dataset_meta=dict(classes=('a',), source=metainfo, at=Path('b'))),
+        ),
+        tmp_path / 'iter_1.pth',
+    )
+    loaded = load_checkpoint(tmp_path / 'iter_1.pth')
+    assert loaded['meta']['dataset_meta']['source'].camera == 'x'
+    schedule.load_state_dict(loaded['param_schedulers'][0])
+    schedule.step()
 
 
 def test_text_of_a_config_is_left_out(tmp_path):

@@ -1,16 +1,17 @@
 # Copyright (c) mmpsvit contributors.
 """Faults of data that stop a training or are warned of, and the valid neighbours."""
 
+import itertools
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmpsvit.guard import DataError
 
+NUMBERS = itertools.count()
 CLASSES = ['circle', 'square', 'star']
 TINY = dict(
     type='mmpsvit.PSViT',
@@ -76,7 +77,7 @@ def train(tmp_path, folder):
                 val_cfg=dict(),
                 optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
                 default_hooks=dict(data=dict(type='mmpsvit.DataHook')),
-                experiment_name=f'data_{id(tmp_path)}_{torch.rand(1).item()}',
+                experiment_name=f'data_{next(NUMBERS)}',
             )
         )
         cfg.merge_from_dict(changes)
