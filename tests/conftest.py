@@ -5,11 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -19,6 +21,12 @@ ROOT = Path(__file__).parent.parent
 def root() -> Path:
     """The root of the repository."""
     return ROOT
+
+
+@pytest.fixture(autouse=True)
+def _own_scope(monkeypatch):
+    """No test finds the default scope that another one has set."""
+    monkeypatch.setattr(DefaultScope, '_instance_dict', OrderedDict())
 
 
 @pytest.fixture(

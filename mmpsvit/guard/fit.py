@@ -71,7 +71,11 @@ def raise_misfits(name: str, misfits: list[str]) -> None:
 
 
 def refuse_foreign_weights(
-    module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_, name: str = ''
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    prefix: str,
+    *_,
+    name: str = 'the checkpoint',
 ) -> None:
     """Stop where a module is about to be loaded from weights of which it has none.
 
@@ -84,7 +88,7 @@ def refuse_foreign_weights(
         module (nn.Module): The module.
         state (Mapping[str, Tensor]): The state dict.
         prefix (str): Prefix of the module's keys.
-        name (str): The checkpoint, for the message.
+        name (str): What to call the state dict. Defaults to 'the checkpoint'.
 
     Raises:
         CheckpointMisfitError: If there are weights under the prefix, and none of them
@@ -94,7 +98,7 @@ def refuse_foreign_weights(
     own = {prefix + key: tuple(p.shape) for key, p in module.named_parameters()}
     if given and not given.items() & own.items():
         raise CheckpointMisfitError(
-            f'no weight of the checkpoint {name} fits {type(module).__name__}: it has '
+            f'no weight of {name} fits {type(module).__name__}: it has '
             f'{", ".join([*given][:3])}, ..., wanted are {", ".join([*own][:3])}, ... '
             '. Is it of another network, or does it need a prefix?'
         )
@@ -208,4 +212,4 @@ def _check_pretrained(module: nn.Module, cfg: dict) -> None:
         for key, value in state.items()
         if key.startswith(start) and isinstance(value, Tensor)
     }
-    refuse_foreign_weights(module, weights, '', name=name)
+    refuse_foreign_weights(module, weights, '', name=f'checkpoint {name}')

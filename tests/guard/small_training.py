@@ -175,7 +175,7 @@ def read(work_dir: Path) -> dict:
     """All that is in the checkpoints but times and folders."""
     return {
         (path.name, key): value
-        for path in work_dir.glob('*.pth')
+        for path in work_dir.glob('[!.]*.pth')
         for key, value in load_checkpoint(path).items()
         if key not in ('meta', 'message_hub')
     }

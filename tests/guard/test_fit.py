@@ -116,7 +116,7 @@ def test_init_cfg_that_fits_nothing(form, make, saved):
     other = nn.ModuleDict(dict(trunk=nn.Linear(3, 3)))
     init_cfg = dict(type='Pretrained', checkpoint=saved(other))
     init_cfg = init_cfg if form is dict else [init_cfg]
-    message = r'no weight of the checkpoint .*first\.pth fits Model: it has trunk'
+    message = r'no weight of checkpoint .*first\.pth fits Model: it has trunk'
     with pytest.raises(CheckpointMisfitError, match=message):
         make(Model(init_cfg=init_cfg)).train()
 
