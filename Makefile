@@ -15,6 +15,11 @@ OPENMMLAB_PY := $(OPENMMLAB_VENV)/bin/python
 OPENMMLAB_INSTALL := $(OPENMMLAB_PY) -m pip install --quiet --disable-pip-version-check \
 	-c constraints-openmmlab.txt
 
+# A process for each core, of one thread each.
+SHARED := -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(PY) $(SHARED)
+OPENMMLAB_PYTEST := OMP_NUM_THREADS=1 $(OPENMMLAB_PY) $(SHARED)
+
 .PHONY: help setup setup-test demo test test-openmmlab soak reproduce-mini docs-check \
 	lint clean
 
@@ -56,7 +61,7 @@ demo: setup
 	@PYTHON='$(PY)' tools/run_demo.sh
 
 test: setup-test
-	@$(PY) -m pytest
+	@$(PYTEST)
 
 # The original mmcv cannot be built without torch, nor by the newest setuptools: it is
 # compiled, once, or not installed.
@@ -75,7 +80,7 @@ $(OPENMMLAB_VENV)/.test-ready: constraints-openmmlab.txt constraints-common.txt 
 	@touch $@
 
 test-openmmlab: $(OPENMMLAB_VENV)/.test-ready
-	@$(OPENMMLAB_PY) -m pytest
+	@$(OPENMMLAB_PYTEST)
 
 soak: setup-test
 	@$(PY) tests/soak/soak_resume.py --kills 20

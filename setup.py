@@ -83,6 +83,7 @@ setup(
             'nbformat',
             'psutil',
             'pytest',
+            'pytest-xdist',
             'ruff',
             'safetensors',
             'scikit-image',
