@@ -23,10 +23,10 @@ def test_trains_as_one_process(small, root, run_tool, tmp_path, free_port):
         'param_scheduler=None',
     ]
     document = (root / 'docs' / 'distributed.md').read_text()
-    (settings,) = re.findall(r'```python\n(.*?)```', document, re.DOTALL)
-    assert "_base_ = './b14.py'" in settings
+    (settings,) = re.findall(r'```python[^\n]*\n(.*?)```', document, re.DOTALL)
+    assert "_base_ = 'mmpsvit::psvit/b14.py'" in settings
     sharded = tmp_path / 'fsdp.py'
-    sharded.write_text(settings.replace('./b14.py', str(config)))
+    sharded.write_text(settings.replace('mmpsvit::psvit/b14.py', str(config)))
     run_tool(
         'tools/dist_train.sh',
         sharded,

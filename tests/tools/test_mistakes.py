@@ -194,7 +194,7 @@ def test_mismatches_are_told_in_one_line(
             f'error: checkpoint {trained} does not fit the config: head.layers.head'
             '.weight has shape (3, 96), the model wants (5, 96); head.layers.head.bias',
         ),
-        (five[:1], 'has 3 classes, model.head.num_classes is 5'),
+        (five[:1], 'does not fit the config: head.layers.head.weight has shape'),
         (
             [f'{loader}.data_root=empty'],
             "error: data set CustomDataset(data_root='empty', data_prefix='val') "
