@@ -116,8 +116,10 @@ def _remarks(runner: Runner) -> Iterator[str]:
     numbers: dict[str, int] = {}
     for loop in loops:
         for leaf in leaf_datasets(loop.dataloader.dataset):
-            folders = getattr(leaf, 'folder_to_idx', None) or {}
-            place = getattr(leaf, 'img_prefix', '')
+            folders = getattr(leaf, 'folder_to_idx', None)
+            if not folders:
+                continue
+            place = leaf.img_prefix
             hidden = [name for name in folders if name.startswith('.')]
             if hidden:
                 yield (

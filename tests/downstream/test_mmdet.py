@@ -49,7 +49,7 @@ def test_detector_takes_a_training_step(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_only_backbone_and_channels_are_swapped(name):
     """What the shipped config changes in the model of MMDetection's config."""
-    base = re.search(r"'mmdet::(.*)'", (CONFIGS / f'{name}.py').read_text())
+    base = re.search(r"'mmdet::([^']*)'", (CONFIGS / f'{name}.py').read_text())
     if base is None:
         pytest.skip('inherits another of these configs')
     stock_configs = Path(mmdet.__file__).parent / '.mim' / 'configs'
