@@ -194,3 +194,18 @@ def test_old_requirement(monkeypatch):
         ImportError, match=r'mmpsvit needs mmcv >= 2\.1\.0, got 1\.7\.2'
     ):
         importlib.reload(mmpsvit)
+
+
+def test_beside_transformers_5(tmp_path):
+    """MMPretrain's multimodal models cannot be imported there, and are left out."""
+    for name, version in (('transformers', '5.0.0'), ('pycocotools', '2.0.0')):
+        metadata = tmp_path / f'{name}-{version}.dist-info' / 'METADATA'
+        metadata.parent.mkdir()
+        metadata.write_text(
+            f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n'
+        )
+    # That MMPretrain believes them to be there, so that it would import them.
+    code = 'from mmpretrain.utils.dependency import WITH_MULTIMODAL as w; assert w'
+    run('-c', code, cwd=tmp_path, site=tmp_path)
+    code = 'import mmpsvit, mmpretrain.models as m; print(m.VisionTransformer.__name__)'
+    assert 'VisionTransformer' in run('-c', code, cwd=tmp_path, site=tmp_path)
