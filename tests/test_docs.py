@@ -113,7 +113,8 @@ def check_commands(example: Example) -> str | None:
             if re.match(r'(tools|demo|projects|configs|tests)/', word):
                 if not any(ROOT.glob(word)):
                     return f'{word} does not exist'
-                if re.match(r'(tools|demo|projects)/.*\.(py|sh)$', word):
+                is_script = re.match(r'(tools|demo|projects)/.*\.(py|sh)$', word)
+                if script is None and is_script:
                     script = word
             elif (
                 option.startswith('--') and script and option not in options_of(script)

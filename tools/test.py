@@ -112,8 +112,10 @@ def _leaves_of(dataset: dict) -> Iterator[dict]:
 def _mirrored(pipeline: list[dict]) -> list[dict]:
     """A pipeline that gives an image and its mirror image."""
     *steps, pack = deepcopy(pipeline)
-    flips = [dict(type='mmpretrain.RandomFlip', prob=prob) for prob in (1.0, 0.0)]
-    return [*steps, dict(type='mmpretrain.TestTimeAug', transforms=[flips, [pack]])]
+    flips = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
+    # A lazy config has no default scope.
+    scope = dict(_scope_='mmpretrain')
+    return [*steps, dict(scope, type='TestTimeAug', transforms=[flips, [pack]])]
 
 
 def main() -> None:

@@ -218,9 +218,9 @@ def test_mistakes_are_told_in_one_sentence(demo, looker, checkout, tmp_path):
         ((image, 'configs/broken.py', CHECKPOINT), 'config broken.py cannot be used'),
         ((image, 'work_dirs/secret.py', CHECKPOINT), 'is not below configs/'),
         ((image, '', CHECKPOINT), 'is not below configs/'),
-        ((str(text), CONFIG, CHECKPOINT), 'text.png cannot be read as an image.'),
-        ((str(empty), CONFIG, CHECKPOINT), 'empty.png cannot be read as an image.'),
-        ((str(cut), CONFIG, CHECKPOINT), 'cut.png cannot be read as an image.'),
+        ((str(text), CONFIG, CHECKPOINT), 'text.png cannot be read as an image'),
+        ((str(empty), CONFIG, CHECKPOINT), 'empty.png cannot be read as an image'),
+        ((str(cut), CONFIG, CHECKPOINT), 'cut.png cannot be read as an image'),
     ):
         with pytest.raises(demo('looker').LookError) as raised:
             looker.look(*arguments)

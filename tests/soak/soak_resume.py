@@ -249,7 +249,7 @@ def check_checkpoints(work: Path, output: str) -> str:
     Raises:
         Failure: If one is broken or lost.
     """
-    for path in work.glob('*.pth'):
+    for path in work.glob('[!.]*.pth'):
         try:
             load_checkpoint(path)
         except CheckpointError as error:
@@ -311,7 +311,7 @@ def read_results(work: Path) -> dict[str, Any]:
                 key = f'{name} of {kind} {record["step"]}'
                 if results.setdefault(key, record[name]) != record[name]:
                     raise Failure(f'different: {key}')
-    for path in work.glob('*.pth'):
+    for path in work.glob('[!.]*.pth'):
         for key, value in load_checkpoint(path).items():
             # These have times and folders in them.
             if key not in ('meta', 'message_hub'):

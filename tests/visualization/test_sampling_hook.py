@@ -320,16 +320,14 @@ def test_detector_and_modes():
 
 
 def test_colours_of_arrays():
-    """RGB arrays that the network takes as they are; grey images."""
+    """RGB arrays that the network takes as they are, unless told otherwise."""
     detector = Detector()
     detector.data_preprocessor = ImgDataPreprocessor(pad_size_divisor=16)
     colours = torch.tensor([30, 20, 10], dtype=torch.uint8)[:, None, None]
-    items = [
-        dict(inputs=colours.expand(3, 16, 16), data_samples=sample)
-        for sample in (BaseDataElement(), BaseDataElement(metainfo=dict(img_path='x')))
-    ]
-    images = predict_sampling(detector, items).images
-    assert [image[0, 0].tolist() for image in images] == [[30, 20, 10], [10, 20, 30]]
+    item = dict(inputs=colours.expand(3, 16, 16), data_samples=BaseDataElement())
+    for channels, expected in ((None, [30, 20, 10]), ([2, 1, 0], [10, 20, 30])):
+        (image,) = predict_sampling(detector, [item], channels=channels).images
+        assert image[0, 0].tolist() == expected
 
 
 def test_colours_of_a_wrapped_data_set(config, drawn):
