@@ -88,7 +88,9 @@ class _Batches:
         sampler, iteration = self._loader.sampler, self._loop.iter
         if self._ahead is None:
             start = iteration * self._loader.batch_size
-            self._ahead = itertools.islice(sampler.indices, start, None)
+            # Of another one: older loops have taken from this sampler already.
+            again = type(sampler)(sampler.dataset, sampler.shuffle, sampler.seed)
+            self._ahead = itertools.islice(again.indices, start, None)
         # The loader takes images long before it gives their batches.
         sampler.indices, self._ahead = itertools.tee(self._ahead)
         seed = getattr(self._init_worker, 'keywords', {}).get('seed')

@@ -39,7 +39,8 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
         _sync(temporary, os.O_RDWR)
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
     # Makes the rename durable; folders cannot be opened on Windows.
     with contextlib.suppress(PermissionError):

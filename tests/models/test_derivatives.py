@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from stack import needs_new_torch
 from torch.func import functional_call, grad, vmap
 
 from mmpsvit import PSViT
@@ -35,6 +36,7 @@ def images() -> torch.Tensor:
     return torch.rand(2, 3, 32, 32, generator=generator, dtype=torch.float64)
 
 
+@needs_new_torch  # which can batch attention
 @pytest.mark.filterwarnings('ignore:There is a performance drop')
 def test_gradients_of_each_image(backbone, images):
     backbone.eval()
