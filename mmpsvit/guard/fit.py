@@ -99,8 +99,8 @@ def refuse_foreign_weights(
     if given and not given.items() & own.items():
         raise CheckpointMisfitError(
             f'no weight of {name} fits {type(module).__name__}: it has '
-            f'{", ".join([*given][:3])}, ..., wanted are {", ".join([*own][:3])}, ... '
-            '. Is it of another network, or does it need a prefix?'
+            f'{", ".join([*given][:3])}, ..., wanted are {", ".join([*own][:3])}, ...; '
+            'is it of another network, or does it need a prefix?'
         )
 
 
