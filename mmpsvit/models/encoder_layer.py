@@ -58,11 +58,13 @@ class Attention(MultiheadAttention):
         """
         batch, length, _ = x.shape
         count = length if num_outputs is None else num_outputs
-        # One call for q, k and v, so that a wrapped projection (LoRA) works as well.
-        qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, self.head_dims)
-        # Unbound, their gradients are stacked once. (MMPretrain indexes them: three
-        # gradients of the size of all, filled with zeros and added up.)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()
+        # One call for q, k and v, so that a wrapped projection (LoRA) works as well. Cut
+        # along the channels, their gradients become one contiguous one in one copy.
+        # (MMPretrain indexes a stack: three gradients of the size of all, zeros added.)
+        query, key, value = (
+            part.view(batch, length, self.num_heads, self.head_dims).transpose(1, 2)
+            for part in self.qkv(x).chunk(3, dim=-1)
+        )
         with _safe_kernels(query):
             x = self.scaled_dot_product_attention(
                 query[:, :, :count],

@@ -1,16 +1,19 @@
 # Copyright (c) mmpsvit contributors.
+from .convolution import conv7_as_conv4, conv_relu
 from .point_sampling import (
+    KERNELS,
     SampledMap,
     channels_last,
-    prepare_map,
     sample_points,
     splat_points,
 )
 
 __all__ = [
+    'KERNELS',
     'SampledMap',
     'channels_last',
-    'prepare_map',
+    'conv7_as_conv4',
+    'conv_relu',
     'sample_points',
     'splat_points',
 ]

@@ -1,7 +1,7 @@
 # Copyright (c) mmpsvit contributors.
 """Bilinear sampling of a feature map at free points (PS-ViT, section 3.1), and back.
 
-The only file that knows mmcv's op, devices, dtypes and memory formats.
+With the kernels beside it, the only file that knows devices, dtypes and memory formats.
 
 Coordinates are pixels of the map, (x, y), and an integer coordinate is the
 centre of a pixel. Outside the map the feature is zero: a corner of the bilinear
@@ -12,18 +12,20 @@ coordinate. (On CUDA a point within float32's rounding of that limit may count a
 just inside, with a sample of zero to rounding.)
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from packaging.version import Version
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .deform_attn import deform_attn, has_kernel
+from . import kernels
 
 # Before, F.embedding_bag fails if its weights have a gradient and its table has none.
 BAG_NEEDS_GRADIENT_OF_TABLE = Version(torch.__version__) < Version('2.6')
-# mmcv's CUDA kernel addresses the elements of one call with 32-bit integers.
-_MAX_ELEMENTS = 2**31 - 1
+KERNELS = ('mmcv', 'triton')
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -32,33 +34,14 @@ def channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
-def prepare_map(feat: Tensor) -> Tensor:
-    """Bring a feature map into the form from which it is sampled.
-
-    :func:`sample_points` does this by itself. Whoever samples one map several
-    times does it once beforehand, and pays for the copies only once.
-
-    Args:
-        feat (Tensor): Feature map of shape (B, C, H, W), any floating dtype and
-            memory format.
-
-    Returns:
-        Tensor: The same map in channels_last and float32 (float64 stays float64).
-        The points are never rounded to half precision and neither are their
-        bilinear weights, so the map has to meet them in their precision.
-    """
-    dtype = torch.float64 if feat.dtype == torch.float64 else torch.float32
-    return channels_last(feat.to(dtype))
-
-
-def sample_points(feat: Tensor, points: Tensor) -> Tensor:
+def sample_points(feat: Tensor, points: Tensor, kernel: str = 'mmcv') -> Tensor:
     """Sample a feature map bilinearly at points, with zeros outside the map.
 
     Value and gradients (to ``feat`` and to ``points``) are exact everywhere,
-    the border strip included. On CUDA, in float32 and unless PyTorch is in
-    deterministic mode, this runs mmcv's kernel; otherwise, or where mmcv has no
-    compiled CUDA ops, PyTorch's own operators. ``torch.onnx.export`` finds
-    ``F.grid_sample`` here, which is one operator of ONNX.
+    the border strip included. On CUDA, in single or half precision and unless PyTorch
+    is in deterministic mode, this runs a kernel; otherwise, or where there is none,
+    PyTorch's own operators. ``torch.onnx.export`` finds ``F.grid_sample`` here, which
+    is one operator of ONNX.
 
     There are first derivatives only, also through ``torch.func.grad`` and ``vmap``: the
     backward pass of a gradient (a gradient penalty, a Hessian) raises a RuntimeError or
@@ -69,6 +52,7 @@ def sample_points(feat: Tensor, points: Tensor) -> Tensor:
             sample zero times a pixel.
         points (Tensor): Points of shape (B, N, 2), (x, y) in pixels of ``feat``,
             integer = pixel centre; float32 or float64.
+        kernel (str): See :class:`SampledMap`. Defaults to 'mmcv'.
 
     Returns:
         Tensor: Samples of shape (B, N, C) in the dtype of ``feat``.
@@ -76,121 +60,189 @@ def sample_points(feat: Tensor, points: Tensor) -> Tensor:
     Raises:
         TypeError: If ``feat`` is not floating point, or ``points`` are neither
             float32 nor float64.
-        ValueError: If ranks, last dimension, batch sizes or devices do not fit, or
-            the map has no pixels.
+        ValueError: If ranks, last dimension, batch sizes or devices do not fit, the
+            map has no pixels, or the kernel is unknown.
     """
+    dtype = feat.dtype
     _check_arguments(feat, points)
-    table = prepare_map(feat)
     if points.dtype == torch.float64:
-        table = table.double()
-    else:
-        points = points.to(table.dtype)
-
-    if torch.onnx.is_in_onnx_export():
-        sample = _sample_with_grid_sample
-    elif points.numel() and _uses_mmcv(table):
-        sample = _sample_with_mmcv
-    else:
-        sample = _sample_with_torch
-    return sample(table, points).to(feat.dtype)
+        feat = feat.double()
+    elif dtype == torch.float64:
+        points = points.double()
+    samples, _ = SampledMap.of(feat, kernel).sample(points)
+    return samples.to(dtype)
 
 
-class SampledMap:
-    """A feature map that is sampled several times, at as many points each time.
+class SampledMap(NamedTuple):
+    """A feature map on its way through several samplings.
 
-    Every call samples as :func:`sample_points` does. The map is cast and laid out once,
-    and where PyTorch's operators do the work, its gradient is written once, by one
-    splat of the gradients of all calls, and not once per call and then added up.
+    Every sampling is that of :func:`sample_points`, and returns the map for the next:
 
-    Args:
-        feat (Tensor): Feature map of shape (B, C, H, W).
-        num_points (int): Points per image and call, N.
-        num_calls (int): How many times the map is sampled.
+        sampled_map = SampledMap.of(feat)
+        samples, sampled_map = sampled_map.sample(points)
+        others, sampled_map = sampled_map.sample(other_points)
+
+    The map is cast and laid out once. On CUDA, its gradient is one tensor, to which the
+    backward pass of each sampling adds: it is the gradient of ``slot``, which passes
+    through the samplings from the last to the first.
 
     Attributes:
-        dtype (torch.dtype): The dtype of ``feat``.
-        table (Tensor): The map as it is sampled, see :func:`prepare_map`.
+        table (Tensor): The map as it is sampled, (B, H, W, C), contiguous.
+        slot (Tensor, optional): A tensor of the shape of ``table``, which takes no
+            memory. None where PyTorch's operators sample, or the map has no gradient.
+        kernel (str, optional): What samples: 'mmcv' is deformable attention's kernel
+            of mmcv, on float32 maps; 'triton' reads maps in half precision as they
+            are, the points and weights stay float32. None means PyTorch's operators.
+        feat_dtype (torch.dtype): The dtype of the feature map.
     """
 
-    def __init__(self, feat: Tensor, num_points: int, num_calls: int) -> None:
-        self.dtype = feat.dtype
-        self.table = prepare_map(feat)
-        self.slots = None
-        collects = torch.is_grad_enabled() and self.table.requires_grad
-        collects = collects and not BAG_NEEDS_GRADIENT_OF_TABLE
-        if collects and num_points and not _uses_mmcv(self.table):
-            self.slots = _CollectGradients.apply(self.table, num_points, num_calls)
-            self.table = self.table.detach()
+    feat_dtype: torch.dtype
+    table: Tensor
+    slot: Tensor | None = None
+    kernel: str | None = None
 
-    def sample(self, points: Tensor, call: int) -> Tensor:
+    @classmethod
+    def of(cls, feat: Tensor, kernel: str = 'mmcv') -> 'SampledMap':
+        """Prepare a feature map.
+
+        Args:
+            feat (Tensor): Feature map of shape (B, C, H, W), any floating dtype and
+                memory format.
+            kernel (str): Which kernel samples on CUDA, 'mmcv' or 'triton'. Defaults
+                to 'mmcv'.
+
+        Raises:
+            ValueError: If the kernel is unknown.
+        """
+        if kernel not in KERNELS:
+            raise ValueError(f'kernel must be one of {KERNELS}, got {kernel!r}')
+        chosen = kernel if _has_kernel(feat, kernel) else None
+        dtype = torch.float64 if feat.dtype == torch.float64 else torch.float32
+        if chosen == 'triton':
+            dtype = feat.dtype
+        collects = chosen and torch.is_grad_enabled() and feat.requires_grad
+        slot = _Slot.apply(feat) if collects else None
+        source = feat.detach() if collects else feat
+        # (B, C, H, W) -> (B, H, W, C)
+        table = source.to(dtype).permute(0, 2, 3, 1).contiguous()
+        return cls(feat.dtype, table, slot, chosen)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of points and samples."""
+        return torch.promote_types(self.table.dtype, torch.float32)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the map, in pixels."""
+        return tuple(self.table.shape[1:3])
+
+    def sample(self, points: Tensor) -> tuple[Tensor, 'SampledMap']:
         """Sample the map.
 
         Args:
-            points (Tensor): Points of shape (B, N, 2), as in :func:`sample_points`, in
-                the dtype of ``table``.
-            call (int): Which call this is, from 0; each has its own number.
+            points (Tensor): Points of shape (B, N, 2), as in :func:`sample_points`, of
+                ``dtype``.
 
         Returns:
-            Tensor: Samples of shape (B, N, C), float32 or float64.
+            tuple[Tensor, SampledMap]: Samples of shape (B, N, C), of ``dtype``, and the
+            map for the next sampling.
         """
-        samples = sample_points(self.table, points)
-        if self.slots is None:
-            return samples
-        # As a gradient, NaN would look like a fault. -2 is outside every map as well.
-        points = points.detach().nan_to_num(nan=-2.0)
-        return _DivertGradient.apply(samples, points, self.slots[call])
+        if torch.onnx.is_in_onnx_export():
+            return _sample_with_grid_sample(self.table, points), self
+        if self.kernel is None:
+            return _sample_with_torch(self.table, points), self
+        samples, slot = _Sample.apply(self.table, self.slot, points, self.kernel)
+        return samples, self._replace(slot=slot)
 
 
-class _CollectGradients(torch.autograd.Function):
-    """Hands out a slot per call; turns what they receive into the map's gradient.
-
-    A slot is (B, N, C + 2) zeros that take no memory. What it receives as a gradient is
-    a call's gradient and, in the last two channels, the points it belongs to.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(table: Tensor, num_points: int, num_calls: int) -> tuple[Tensor, ...]:
-        batch, channels = table.shape[:2]
-        zero = table.new_zeros(())
-        return tuple(
-            zero.expand(batch, num_points, channels + 2) for _ in range(num_calls)
-        )
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.size = inputs[0].shape[-2:]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *received: Tensor | None):
-        given = [grad for grad in received if grad is not None]
-        if not given:
-            return None, None, None
-        given = torch.cat(given, dim=1)
-        return splat_points(given[..., :-2], given[..., -2:], ctx.size), None, None
+def _has_kernel(feat: Tensor, kernel: str) -> bool:
+    """Whether a kernel samples this map."""
+    # The kernels floor in float32: a float64 point may land a pixel outside.
+    if not feat.is_cuda or feat.dtype == torch.float64:
+        return False
+    # They add gradients up in any order, and do not tell PyTorch so.
+    if torch.are_deterministic_algorithms_enabled():
+        return False
+    return kernel == 'triton' or kernels.has_mmcv()
 
 
-class _DivertGradient(torch.autograd.Function):
-    """Returns samples as they are; their gradient goes to a slot as well."""
+def _operators(kernel: str) -> tuple:
+    """The operators of a kernel, forward and backward."""
+    if kernel == 'mmcv':
+        return kernels.sample_with_mmcv, kernels.sample_with_mmcv_backward
+    # Triton comes with PyTorch's builds for CUDA only.
+    from . import triton_kernels
+
+    return (
+        triton_kernels.sample_with_triton,
+        triton_kernels.sample_with_triton_backward,
+    )
+
+
+def _new_slot(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A tensor that takes no memory, and whose values nobody reads."""
+    return like.new_empty((), dtype=dtype).expand(shape)
+
+
+class _Slot(torch.autograd.Function):
+    """A tensor whose gradient becomes the map's."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(samples: Tensor, points: Tensor, slot: Tensor) -> Tensor:
-        return samples.view_as(samples)
+    def forward(feat: Tensor) -> Tensor:
+        batch, channels, height, width = feat.shape
+        dtype = torch.promote_types(feat.dtype, torch.float32)
+        return _new_slot(feat, (batch, height, width, channels), dtype)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
+        ctx.set_materialize_grads(False)
+        ctx.dtype = inputs[0].dtype
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):
-        (points,) = ctx.saved_tensors
-        return grad, None, torch.cat((grad, points), dim=-1)
+    def backward(ctx, grad: Tensor | None) -> Tensor | None:
+        # (B, H, W, C) -> (B, C, H, W)
+        return None if grad is None else grad.permute(0, 3, 1, 2).to(ctx.dtype)
+
+
+class _Sample(torch.autograd.Function):
+    """A kernel's samples, and the slot for the next sampling."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        table: Tensor, slot: Tensor | None, points: Tensor, kernel: str
+    ) -> tuple[Tensor, Tensor | None]:
+        if points.numel():
+            forward, _ = _operators(kernel)
+            samples = forward(table, points.contiguous())
+        else:
+            samples = kernels.empty_samples(table, points)
+        return samples, None if slot is None else _new_slot(slot, slot.shape, slot.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: tuple) -> None:
+        ctx.set_materialize_grads(False)
+        table, _, points, ctx.kernel = inputs
+        ctx.save_for_backward(table, points)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor | None, grad_slot: Tensor | None) -> tuple:
+        table, points = ctx.saved_tensors
+        if grad is None or not points.numel():
+            return None, grad_slot, None, None
+        if grad_slot is None:
+            # The later samplings, which come first here, have not made one.
+            grad_slot = torch.zeros_like(table, dtype=grad.dtype)
+        # Adding in place is allowed: only the samplings of this map see this tensor.
+        _, backward = _operators(ctx.kernel)
+        grad_points = backward(grad.contiguous(), table, points.contiguous(), grad_slot)
+        return None, grad_slot if ctx.needs_input_grad[1] else None, grad_points, None
 
 
 def splat_points(tokens: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
@@ -283,17 +335,16 @@ def _check_points(points: Tensor, name: str, other: Tensor) -> None:
         )
 
 
-def _sample_with_torch(feat: Tensor, points: Tensor) -> Tensor:
+def _sample_with_torch(table: Tensor, points: Tensor) -> Tensor:
     """Sample with ``F.embedding_bag``: the map is the table, the stencil the bag.
 
     On the CPU this is several times faster than ``F.grid_sample``, see
     ``tools/benchmarks/benchmark_sampling.py``.
     """
-    batch, channels, height, width = feat.shape
+    batch, height, width, channels = table.shape
     index, weight = _corners(points, height, width)
-    # (B, C, H, W) -> (B * H * W, C), a view of a channels_last map
-    table = feat.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
-    samples = _bag(index.flatten(0, 1), table, weight.flatten(0, 1))
+    rows = table.reshape(batch * height * width, channels)
+    samples = _bag(index.flatten(0, 1), rows, weight.flatten(0, 1))
     return samples.view(batch, points.shape[1], channels)
 
 
@@ -361,52 +412,16 @@ def _stencil(coords: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return pixels.clamp(0, size - 1).long(), weights
 
 
-def _sample_with_grid_sample(feat: Tensor, points: Tensor) -> Tensor:
+def _sample_with_grid_sample(table: Tensor, points: Tensor) -> Tensor:
     """Sample with ``F.grid_sample``, the only one of these ways that ONNX has."""
-    height, width = feat.shape[-2:]
+    height, width = table.shape[1:3]
     # None of the four pixels around -2 is in the map, whatever the rounding. Runtimes
     # turn coordinates into integers, which huge numbers and NaN do not survive.
     inside = _inside(points, height, width)
     x, y = torch.where(inside.unsqueeze(-1), points, -2.0).unbind(-1)
     grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
+    feat = table.permute(0, 3, 1, 2)
     # (B, N, 2) -> (B, N, 1, 2), as an image of one column
     samples = F.grid_sample(feat, grid.unsqueeze(2), align_corners=False)
     # (B, C, N, 1) -> (B, N, C)
     return samples.squeeze(-1).transpose(1, 2)
-
-
-def _uses_mmcv(table: Tensor) -> bool:
-    """Whether mmcv's kernel samples this map."""
-    # The kernel floors in float32: a float64 point may land a pixel outside.
-    if not table.is_cuda or table.dtype != torch.float32:
-        return False
-    # It adds gradients up in any order, and does not tell PyTorch so.
-    return not torch.are_deterministic_algorithms_enabled() and has_kernel()
-
-
-def _sample_with_mmcv(feat: Tensor, points: Tensor) -> Tensor:
-    """Sample with deformable attention's kernel: 1 head, 1 level, 1 point, weight 1."""
-    # One call per chunk of images that the kernel can address.
-    largest = max(feat[0].numel(), points.shape[1] * feat.shape[1], 1)
-    chunk = max(1, _MAX_ELEMENTS // largest)
-    if len(feat) > chunk:
-        parts = zip(feat.split(chunk), points.split(chunk), strict=True)
-        return torch.cat([_sample_with_mmcv(*part) for part in parts])
-
-    batch, channels, height, width = feat.shape
-    # (B, C, H, W) -> (B, H * W, 1 head, C), a view of a channels_last map
-    value = feat.permute(0, 2, 3, 1).reshape(batch, height * width, 1, channels)
-    # The kernel wants (x, y) in [0, 1] with pixel centres at half-integers.
-    x, y = points.unbind(-1)
-    locations = torch.stack(((x + 0.5) / width, (y + 0.5) / height), dim=-1)
-    locations = locations[:, :, None, None, None, :]
-    # Filled on the device: torch.tensor([...]) would wait for a copy at every call.
-    spatial_shape = torch.full((1, 2), height, device=feat.device)
-    spatial_shape[:, 1] = width
-    return deform_attn(
-        value,
-        spatial_shape,
-        torch.zeros(1, dtype=torch.long, device=feat.device),
-        locations,
-        locations.new_ones(locations.shape[:-1]),
-    )

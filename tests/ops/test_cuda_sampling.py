@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmpsvit import ProgressiveSampling
-from mmpsvit.ops import SampledMap, point_sampling, sample_points
+from mmpsvit.ops import KERNELS, SampledMap, kernels, sample_points
 
 DEVICE = 'cuda'
 pytestmark = [
@@ -28,10 +28,12 @@ def make(batch: int, channels: int, size: int, count: int) -> list[Tensor]:
     return [feat, points, torch.randn(batch, count, channels, generator=generator)]
 
 
-def gradients(feat: Tensor, points: Tensor, grad: Tensor) -> list[Tensor]:
+def gradients(
+    feat: Tensor, points: Tensor, grad: Tensor, kernel: str = 'mmcv'
+) -> list[Tensor]:
     """The samples, and the gradients of map and points."""
     feat, points = (part.detach().requires_grad_() for part in (feat, points))
-    out = sample_points(feat, points)
+    out = sample_points(feat, points, kernel)
     out.backward(grad)
     return [out.detach(), feat.grad, points.grad]
 
@@ -55,13 +57,15 @@ def check_all(actual: list[Tensor], expected: list[Tensor], dtype: torch.dtype) 
 
 @pytest.mark.parametrize('channels', [64, 96, 192, 384])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
-def test_dtypes_under_autocast(dtype, channels):
+@pytest.mark.parametrize('kernel', KERNELS)
+def test_dtypes_under_autocast(dtype, channels, kernel):
     feat, points, grad = make(2, channels, 14, 49)
     feat, grad = feat.to(dtype), grad.to(dtype)
     expected = gradients(feat.double(), points.double(), grad.double())
     half = torch.float16 if dtype == torch.float32 else dtype
     with torch.autocast(DEVICE, half):
-        actual = gradients(feat.to(DEVICE), points.to(DEVICE), grad.to(DEVICE))
+        inputs = (part.to(DEVICE) for part in (feat, points, grad))
+        actual = gradients(*inputs, kernel)
     check_all(actual, expected, dtype)
 
 
@@ -72,14 +76,15 @@ def test_odd_batch_sizes(batch, images_per_call, monkeypatch):
     feat, points, grad = make(batch, 32, 9, 16)
     if images_per_call:
         limit = images_per_call * feat[0].numel()
-        monkeypatch.setattr(point_sampling, '_MAX_ELEMENTS', limit)
+        monkeypatch.setattr(kernels, 'MAX_ELEMENTS', limit)
     expected = gradients(feat.double(), points.double(), grad.double())
     actual = gradients(feat.to(DEVICE), points.to(DEVICE), grad.to(DEVICE))
     check_all(actual, expected, torch.float32)
 
 
 @pytest.mark.parametrize('half', [None, torch.float16, torch.bfloat16])
-def test_sampled_map(half):
+@pytest.mark.parametrize('kernel', KERNELS)
+def test_sampled_map(half, kernel):
     """Three calls at different points, whose gradients meet in one map."""
     feat, points, grad = make(3, 96, 14, 49)
     if half:
@@ -87,8 +92,11 @@ def test_sampled_map(half):
 
     def run(feat, points, grad):
         feat, points = (part.detach().requires_grad_() for part in (feat, points))
-        sampled = SampledMap(feat, points.shape[1], 3)
-        outs = [sampled.sample(points.roll(i, 0), i) for i in range(3)]
+        sampled_map = SampledMap.of(feat, kernel)
+        outs = []
+        for turn in range(3):
+            samples, sampled_map = sampled_map.sample(points.roll(turn, 0))
+            outs.append(samples)
         # Powers of two: nothing is rounded.
         grads = [(2**i * grad).to(out.dtype) for i, out in enumerate(outs)]
         torch.autograd.backward(outs, grads)
@@ -122,8 +130,7 @@ def test_deterministic_mode():
     expected = gradients(feat, points, grad)
     with deterministic_mode():
         results = [gradients(feat, points, grad) for _ in range(10)]
-        sampled = SampledMap(feat.requires_grad_(), points.shape[1], 2)
-        assert sampled.slots is not None
+        assert SampledMap.of(feat).kernel is None
     for result in results[1:]:
         for one, other in zip(result, results[0], strict=True):
             assert torch.equal(one, other)
@@ -143,7 +150,10 @@ def no_waiting() -> Iterator[None]:
 
 @pytest.mark.parametrize('deterministic', [False, True])
 @pytest.mark.parametrize('half', [None, torch.float16])
-@pytest.mark.parametrize('kwargs', [dict(num_points=7), dict(point_stride=16)])
+@pytest.mark.parametrize(
+    'kwargs',
+    [dict(num_points=7), dict(point_stride=16), dict(num_points=7, kernel='triton')],
+)
 def test_host_never_waits(kwargs, half, deterministic):
     """Not in a step of the sampler, forward and backward, on either path."""
     sampler = ProgressiveSampling(96, 3, 192, **kwargs).to(DEVICE)

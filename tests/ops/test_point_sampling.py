@@ -2,7 +2,6 @@
 """``sample_points`` against a slow, obvious reference."""
 
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +12,8 @@ from hypothesis import strategies as st
 from references import sample_reference
 from torch.autograd import gradcheck
 
-from mmpsvit.ops import deform_attn, point_sampling, prepare_map, sample_points
+from mmpsvit.ops import KERNELS, SampledMap, channels_last, sample_points
+from mmpsvit.ops.kernels import has_mmcv
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=150)
 
@@ -175,9 +175,7 @@ def test_not_finite_points_sample_zero(device):
     assert (points.grad == 0).all()
 
 
-@pytest.mark.parametrize(
-    'shape', [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 1, 1), (2, 1, 1, 5)]
-)
+@pytest.mark.parametrize('shape', [(0, 3, 4, 4), (2, 3, 1, 1), (2, 1, 1, 5)])
 @pytest.mark.parametrize('count', [0, 1, 5])
 def test_degenerate_sizes(device, shape, count):
     feat = torch.ones(shape, device=device, requires_grad=True)
@@ -219,11 +217,9 @@ def test_float64_on_either_side():
     torch.testing.assert_close(mixed, exact.float(), atol=0, rtol=0)
 
 
-def test_prepared_map_is_not_copied_again():
-    feat = prepare_map(torch.randn(2, 8, 6, 6))
-    assert feat.is_contiguous(memory_format=torch.channels_last)
-    assert prepare_map(feat).data_ptr() == feat.data_ptr()
-    assert feat.permute(0, 2, 3, 1).reshape(-1, 8).data_ptr() == feat.data_ptr()
+def test_channels_last_map_is_not_copied():
+    feat = channels_last(torch.randn(2, 8, 6, 6))
+    assert SampledMap.of(feat).table.data_ptr() == feat.data_ptr()
 
 
 @pytest.mark.parametrize(
@@ -251,50 +247,9 @@ def test_wrong_devices_and_dtypes():
         sample_points(feat.long(), points)
 
 
-def _mmcv_in_python(value, shapes, start, locations, weights):
-    """Deformable attention by mmcv's own PyTorch implementation."""
-    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
-
-    assert value.numel() <= point_sampling._MAX_ELEMENTS
-    assert shapes.dtype == start.dtype == torch.int64
-    assert start.tolist() == [0]
-    return multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)
-
-
-@pytest.mark.parametrize('images_per_call', [1, 2, 10**6])
-def test_arguments_of_mmcv_kernel(images_per_call, monkeypatch):
-    """The kernel itself needs CUDA; what it is handed is checked everywhere."""
-    pytest.importorskip('mmcv._ext', reason='needs mmcv with ops')
-    # 40 points are more than the 5 x 7 pixels of the map.
-    monkeypatch.setattr(point_sampling, '_MAX_ELEMENTS', images_per_call * 8 * 40)
-    monkeypatch.setattr(point_sampling, 'deform_attn', _mmcv_in_python)
-    torch.manual_seed(0)
-    feat = prepare_map(torch.randn(3, 8, 5, 7, dtype=torch.float64)).requires_grad_()
-    points = torch.from_numpy(make_points('anywhere', 3, 40, 5, 7)).requires_grad_()
-    out = point_sampling._sample_with_mmcv(feat, points)
-    expected = sample_points(feat, points)
-    torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
-    grad = torch.randn_like(out)
-    for actual, right in zip(
-        torch.autograd.grad(out, (feat, points), grad),
-        torch.autograd.grad(expected, (feat, points), grad),
-        strict=True,
-    ):
-        torch.testing.assert_close(actual, right, atol=1e-10, rtol=0)
-
-
-def test_one_warning_without_cuda_ops(monkeypatch):
-    """CUDA tensors take the slow way, with one warning, where mmcv has no kernel."""
-    monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: 'not available')
-    deform_attn._look_for_kernel.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match='no compiled CUDA ops'):
-            assert not deform_attn.has_kernel()
-        with warnings.catch_warnings():
-            warnings.simplefilter('error')
-            assert not deform_attn.has_kernel()
-    finally:
-        deform_attn._look_for_kernel.cache_clear()
+def test_unknown_kernel():
+    with pytest.raises(ValueError, match=r"kernel must be one of .*got 'fast'"):
+        sample_points(torch.zeros(1, 2, 3, 3), torch.zeros(1, 4, 2), kernel='fast')
 
 
 @pytest.mark.cuda
@@ -303,9 +258,10 @@ def test_one_warning_without_cuda_ops(monkeypatch):
     ('batch', 'channels', 'size', 'count'),
     [(1, 64, 14, 49), (7, 192, 9, 16), (100, 384, 14, 49), (32, 384, 56, 196)],
 )
-def test_mmcv_kernel(batch, channels, size, count):
+@pytest.mark.parametrize('kernel', KERNELS)
+def test_cuda_kernels(batch, channels, size, count, kernel):
     """Values and gradients in float32, at any batch size and at B/14's size."""
-    assert deform_attn.has_kernel()
+    assert has_mmcv()
     torch.manual_seed(0)
     feat = torch.randn(batch, channels, size, size)
     points = torch.rand(batch, count, 2) * (size + 4) - 2
@@ -317,7 +273,7 @@ def test_mmcv_kernel(batch, channels, size, count):
         inputs = [
             tensor.detach().to(device).requires_grad_() for tensor in (feat, points)
         ]
-        out = sample_points(*inputs)
+        out = sample_points(*inputs, kernel)
         out.backward(grad.to(device))
         results.append([out, *(tensor.grad for tensor in inputs)])
     for actual, expected in zip(*results, strict=True):
@@ -327,7 +283,8 @@ def test_mmcv_kernel(batch, channels, size, count):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
-def test_cuda_at_the_limits_of_the_map(dtype):
+@pytest.mark.parametrize('kernel', KERNELS)
+def test_cuda_at_the_limits_of_the_map(dtype, kernel):
     """Just below, at and just above the size: never a pixel of the next image."""
     for size in (29, 49, 56, 61):
         feat = torch.zeros(2, 4, size, size, device='cuda', dtype=dtype)
@@ -336,4 +293,4 @@ def test_cuda_at_the_limits_of_the_map(dtype):
         inf = torch.tensor(float('inf'), dtype=dtype)
         values = [torch.nextafter(limit, -inf), limit, torch.nextafter(limit, inf)]
         points = torch.stack(values).to('cuda')[None, :, None].expand(2, -1, 2)
-        assert (sample_points(feat, points)[0] == 0).all()
+        assert (sample_points(feat, points, kernel)[0] == 0).all()

@@ -1,12 +1,79 @@
 # Copyright (c) mmpsvit contributors.
-"""``SampledMap`` against repeated calls of ``sample_points``."""
+"""Several samplings of one map, by PyTorch and by kernels, against single ones.
+
+mmcv's kernel needs CUDA: a stand-in of the same signature shows everywhere what it is
+handed. Triton's kernels run in Triton's interpreter, in a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+import types
+import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
+from stack import needs_new_torch
+from torch import Tensor
 from torch.autograd import gradcheck
 from torch.utils.checkpoint import checkpoint
 
-from mmpsvit.ops import SampledMap, sample_points
+from mmpsvit.ops import SampledMap, kernels, point_sampling, sample_points
+
+
+def as_grid_sample(value, shapes, starts, locations, weights) -> tuple:
+    """The map and the grid for ``F.grid_sample``: one head, level and point."""
+    assert value.is_contiguous() and value.numel() <= kernels.MAX_ELEMENTS
+    assert shapes.dtype == starts.dtype == torch.int64 and starts.tolist() == [0]
+    assert (weights == 1).all()
+    (height, width), (batch, _, _, channels) = shapes[0].tolist(), value.shape
+    feat = value.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    return feat, 2 * locations[:, :, 0, 0] - 1
+
+
+def forward_of_mmcv(value, *args, im2col_step):
+    """Deformable attention."""
+    assert len(value) == im2col_step
+    feat, grid = as_grid_sample(value, *args)
+    return F.grid_sample(feat, grid, align_corners=False).squeeze(-1).mT.contiguous()
+
+
+def backward_of_mmcv(*args, im2col_step):
+    """Like mmcv's, it adds to the gradients that it is handed."""
+    *inputs, grad, to_value, to_locations, to_weights = args
+    assert grad.is_contiguous() and to_value.is_contiguous()
+    feat, grid = as_grid_sample(*inputs)
+    to_feat, to_grid = torch.ops.aten.grid_sampler_2d_backward(
+        grad.mT.unsqueeze(-1), feat, grid, 0, 0, False, (True, True)
+    )
+    to_value += to_feat.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(2)
+    to_locations += 2 * to_grid[:, :, None, :, None]
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """mmcv's kernel on the CPU, in any dtype; the buffers that it was handed."""
+    buffers = []
+
+    def backward(*args, im2col_step):
+        buffers.append(args[-3].data_ptr())
+        backward_of_mmcv(*args, im2col_step=im2col_step)
+
+    module = types.SimpleNamespace(
+        ms_deform_attn_forward=forward_of_mmcv, ms_deform_attn_backward=backward
+    )
+    monkeypatch.setattr(kernels, '_mmcv', lambda: module)
+    monkeypatch.setattr(point_sampling, '_has_kernel', lambda *_: True)
+    return buffers
+
+
+@pytest.fixture(params=['operators', 'kernel'])
+def way(request):
+    """By PyTorch's operators, and by a kernel."""
+    if request.param == 'kernel':
+        request.getfixturevalue('stand_in')
+    return request.param
 
 
 def inputs(device: str = 'cpu', dtype: torch.dtype = torch.float64) -> tuple:
@@ -14,25 +81,33 @@ def inputs(device: str = 'cpu', dtype: torch.dtype = torch.float64) -> tuple:
     generator = torch.Generator().manual_seed(0)
     feat = torch.randn(2, 3, 5, 4, dtype=dtype, generator=generator)
     points = 7 * torch.rand(3, 2, 6, 2, dtype=dtype, generator=generator) - 1.5
-    points[1, 0, 0] = torch.nan
     feat, points = feat.to(device), points.to(device)
     return feat.requires_grad_(), points.requires_grad_()
 
 
-def gradients(sample, feat: torch.Tensor, points: torch.Tensor) -> list:
+def gradients(sample, feat: Tensor, points: Tensor) -> list:
     """Samples, and gradients where each call weighs otherwise and one is left out."""
     outs = sample(feat, points)
     loss = outs[0].square().sum() + 3 * outs[2].sin().sum()
     return [*outs, *torch.autograd.grad(loss, (feat, points))]
 
 
-def by_map(feat: torch.Tensor, points: torch.Tensor) -> list:
-    sampled = SampledMap(feat, points.shape[2], len(points))
-    return [sampled.sample(each, call) for call, each in enumerate(points)]
+def by_map(feat: Tensor, points: Tensor, kernel: str = 'mmcv') -> list:
+    sampled_map = SampledMap.of(feat, kernel)
+    outs = []
+    for each in points:
+        samples, sampled_map = sampled_map.sample(each)
+        outs.append(samples)
+    return outs
 
 
-def by_calls(feat: torch.Tensor, points: torch.Tensor) -> list:
+def by_calls(feat: Tensor, points: Tensor) -> list:
     return [sample_points(feat, each) for each in points]
+
+
+def assert_all_close(ours: list, expected: list, **tolerances) -> None:
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, **tolerances)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
@@ -40,18 +115,39 @@ def test_equals_single_calls(device, dtype):
     data = inputs(device, dtype)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     ours, expected = gradients(by_map, *data), gradients(by_calls, *data)
-    for one, other in zip(ours, expected, strict=True):
-        assert one.dtype == dtype
-        torch.testing.assert_close(one, other, atol=tolerance, rtol=0)
+    assert all(one.dtype == dtype for one in ours)
+    assert_all_close(ours, expected, atol=tolerance, rtol=0)
 
 
-def test_gradcheck():
+@pytest.mark.parametrize('images_per_call', [1, 2, 10**6])
+def test_kernel_equals_operators(images_per_call, stand_in, monkeypatch):
+    """Also where a batch is more than the kernel can address."""
+    data = inputs()
+    ours = []
+    # 6 points are fewer than the 5 x 4 pixels of the map.
+    monkeypatch.setattr(kernels, 'MAX_ELEMENTS', images_per_call * 3 * 20)
+    ours = gradients(by_map, *data)
+    monkeypatch.setattr(point_sampling, '_has_kernel', lambda *_: False)
+    # Outside the map, the stand-in's gradients are those of F.grid_sample: the same.
+    assert_all_close(ours, gradients(by_map, *data), atol=1e-12, rtol=0)
+
+
+def test_one_gradient_of_the_map(stand_in):
+    """All backward passes add to the same buffer, also the second time."""
     feat, points = inputs()
-    points = points.detach().nan_to_num(0.3).requires_grad_()
+    loss = sum(out.sum() for out in by_map(feat, points))
+    for _ in range(2):
+        torch.autograd.grad(loss, feat, retain_graph=True)
+        assert len(stand_in) == 3 and len(set(stand_in)) == 1
+        stand_in.clear()
+
+
+def test_gradcheck(way):
+    feat, points = inputs()
     assert gradcheck(lambda f, p: tuple(by_map(f, p)), (feat, points))
 
 
-def test_gradients_may_be_asked_for_in_parts_and_again():
+def test_gradients_may_be_asked_for_in_parts_and_again(way):
     """No state is left behind from one backward pass to the next."""
     feat, points = inputs()
     expected = torch.autograd.grad(sum(o.sum() for o in by_calls(feat, points)), feat)
@@ -62,33 +158,65 @@ def test_gradients_may_be_asked_for_in_parts_and_again():
         torch.testing.assert_close(grad, expected[0], atol=1e-12, rtol=0)
 
 
-def test_anomaly_detection():
-    """A point that is NaN is no fault of the backward pass."""
+def test_points_of_a_map_without_gradient(way):
     feat, points = inputs()
+    (only,) = torch.autograd.grad(sum(o.sum() for o in by_calls(feat, points)), points)
+    sampled_map = SampledMap.of(feat.detach())
+    assert sampled_map.slot is None
+    outs = by_map(feat.detach(), points)
+    (ours,) = torch.autograd.grad(sum(out.sum() for out in outs), points)
+    torch.testing.assert_close(ours, only, atol=1e-12, rtol=0)
+    with torch.no_grad():
+        assert not any(out.requires_grad for out in by_map(feat, points))
+
+
+def test_no_points(way):
+    feat, points = inputs()
+    outs = by_map(feat, points[:, :, :0])
+    assert [out.shape for out in outs] == [(2, 0, 3)] * 3
+    assert by_map(feat[:0], points[:, :0])[0].shape == (0, 6, 3)
+    sum(out.sum() for out in [*outs, *by_map(feat, points)]).backward()
+    assert feat.grad.abs().sum() > 0
+
+
+def test_anomaly_detection(device):
+    """A point that is NaN is no fault of the backward pass."""
+    feat, points = inputs(device, torch.float32)
+    points = points.detach()
+    points[1, 0, 0] = torch.nan
     with torch.autograd.detect_anomaly(check_nan=True):
-        sum(out.sum() for out in by_map(feat, points)).backward()
-    assert feat.grad.isfinite().all()
+        sum(out.sum() for out in by_map(feat, points.requires_grad_())).backward()
+    assert feat.grad.isfinite().all() and points.grad.isfinite().all()
 
 
-def test_recomputed_calls():
+def test_recomputed_calls(way):
     feat, points = inputs()
 
     def recomputing(feat, points):
-        sampled = SampledMap(feat, points.shape[2], len(points))
-        return [
-            checkpoint(sampled.sample, each, call, use_reentrant=False)
-            for call, each in enumerate(points)
-        ]
+        sampled_map = SampledMap.of(feat)
+        outs = []
+        for each in points:
+            samples, sampled_map = checkpoint(
+                sampled_map.sample, each, use_reentrant=False
+            )
+            outs.append(samples)
+        return outs
 
-    ours, expected = (
-        gradients(recomputing, feat, points),
-        gradients(by_map, feat, points),
-    )
-    for one, other in zip(ours, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=0, rtol=0)
+    ours = gradients(recomputing, feat, points)
+    assert_all_close(ours, gradients(by_map, feat, points), atol=0, rtol=0)
 
 
-def test_half_precision_map():
+@needs_new_torch
+def test_one_graph(way):
+    """torch.compile sees through all of it, forward and backward."""
+    feat, points = inputs()
+    torch._dynamo.reset()
+    compiled = torch.compile(by_map, backend='aot_eager', fullgraph=True)
+    ours = gradients(compiled, feat, points)
+    assert_all_close(ours, gradients(by_map, feat, points), atol=1e-12, rtol=0)
+
+
+def test_half_precision_map(way):
     feat, points = inputs(dtype=torch.float32)
     half = feat.detach().bfloat16().requires_grad_()
     outs = by_map(half, points.detach())
@@ -99,12 +227,52 @@ def test_half_precision_map():
     torch.testing.assert_close(half.grad.float(), exact, atol=0.02, rtol=0.01)
 
 
-def test_without_gradients_nothing_is_collected():
-    feat, points = inputs()
-    assert SampledMap(feat.detach(), 6, 3).slots is None
-    with torch.no_grad():
-        assert SampledMap(feat, 6, 3).slots is None
-    (only,) = torch.autograd.grad(sum(o.sum() for o in by_calls(feat, points)), points)
-    outs = by_map(feat.detach(), points)
-    (ours,) = torch.autograd.grad(sum(out.sum() for out in outs), points)
-    assert torch.equal(ours, only)
+def test_one_warning_without_cuda_ops(monkeypatch):
+    """CUDA tensors take the slow way, with one warning, where mmcv has no kernel."""
+    monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: 'not available')
+    kernels._look_for_mmcv.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match='no compiled CUDA ops'):
+            assert not kernels.has_mmcv()
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            assert not kernels.has_mmcv()
+    finally:
+        kernels._look_for_mmcv.cache_clear()
+
+
+def test_triton_kernels():
+    """Against the operators in float64, also at borders, NaN and infinity."""
+    pytest.importorskip('triton', reason="comes with PyTorch's builds for CUDA")
+    # Triton reads it when it is imported.
+    path = os.pathsep.join(sys.path)
+    env = {**os.environ, 'TRITON_INTERPRET': '1', 'PYTHONPATH': path}
+    subprocess.run([sys.executable, __file__], check=True, env=env)
+
+
+def check_triton_kernels() -> None:
+    point_sampling._has_kernel = lambda feat, _: feat.dtype != torch.float64
+    _, points = inputs(dtype=torch.float32)
+    points = points.detach()
+    points[0, 0, 0] = torch.nan
+    points[0, 0, 1, 0] = torch.inf
+    points[1, 0, 2] = torch.tensor([-1.0, 2.0])
+    points[1, 0, 3] = torch.tensor([-0.5, 4.5])
+    points.requires_grad_()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for channels in (3, 1100):  # more than one block
+            feat = torch.randn(2, channels, 5, 4).to(dtype).requires_grad_()
+            run = lambda f, p: by_map(f, p, 'triton')  # noqa: E731
+            ours = gradients(run, feat, points)
+            exact = gradients(by_map, feat.double(), points.double())
+            assert ours[-2].dtype == dtype
+            for one, other in zip(ours, exact, strict=True):
+                tolerance = dict(atol=1e-4, rtol=1e-5)
+                if one.dtype != torch.float32:
+                    tolerance = dict(atol=1e-2, rtol=1e-2)
+                torch.testing.assert_close(one.double(), other, **tolerance)
+
+
+if __name__ == '__main__':
+    torch.manual_seed(0)
+    check_triton_kernels()

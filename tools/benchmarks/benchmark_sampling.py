@@ -68,10 +68,16 @@ def mmcv_kernel(feat: Tensor, points: Tensor) -> Tensor:
     )
 
 
-def sampled_map(feat: Tensor, points: Sequence[Tensor]) -> list[Tensor]:
+def sampled_map(
+    feat: Tensor, points: Sequence[Tensor], kernel: str = 'mmcv'
+) -> list[Tensor]:
     """Sample as the network does, several times, for one gradient of the map."""
-    shared = SampledMap(feat, points[0].shape[1], len(points))
-    return [shared.sample(chosen, call) for call, chosen in enumerate(points)]
+    shared = SampledMap.of(feat, kernel)
+    outs = []
+    for chosen in points:
+        samples, shared = shared.sample(chosen)
+        outs.append(samples)
+    return outs
 
 
 def implementations(device: torch.device) -> dict[str, Callable]:
@@ -91,7 +97,10 @@ def implementations(device: torch.device) -> dict[str, Callable]:
         return [sample(feat, chosen) for chosen in points]
 
     found = {name: partial(repeated, sample) for name, sample in single.items()}
-    return {**found, 'SampledMap': sampled_map}
+    found['SampledMap'] = sampled_map
+    if device.type == 'cuda':
+        found['SampledMap, Triton'] = partial(sampled_map, kernel='triton')
+    return found
 
 
 def step_of(
@@ -162,7 +171,8 @@ def measure_step_share(
     feat = feat.detach().requires_grad_()
     forward = partial(model.train(), mode='tensor')
     step = common.training_step(forward, model.parameters(), images, args.dtype[0])
-    alone = step_of(sampled_map, feat, points, backward=True)
+    sample = partial(sampled_map, kernel=model.backbone.sampler.kernel)
+    alone = step_of(sample, feat, points, backward=True)
     rows = common.measure({'training step': step, 'sampling': alone}, args)
     whole = rows['training step']['milliseconds']
     return [

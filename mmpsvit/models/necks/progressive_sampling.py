@@ -12,7 +12,7 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from mmpsvit.models.encoder_layer import EncoderLayer, trunc_normal_
-from mmpsvit.ops import SampledMap
+from mmpsvit.ops import KERNELS, SampledMap
 from mmpsvit.registry import MODELS
 
 
@@ -88,6 +88,8 @@ class ProgressiveSampling(BaseModule):
             Defaults to 0.
         drop_path_rate (float | Sequence[float]): Stochastic depth rate, of all
             iterations or of each; shared weights take the mean. Defaults to 0.
+        kernel (str): What samples on CUDA, 'mmcv' or 'triton', see
+            :class:`mmpsvit.ops.SampledMap`. Defaults to 'mmcv'.
         layer_cfg (dict, optional): Other arguments of the transformer layers, see
             :class:`EncoderLayer`. Defaults to None.
         with_cp (bool): Whether to recompute the activations of each iteration in
@@ -112,11 +114,14 @@ class ProgressiveSampling(BaseModule):
         offset_scale: float = 1.0,
         drop_rate: float = 0.0,
         drop_path_rate: float | Sequence[float] = 0.0,
+        kernel: str = 'mmcv',
         layer_cfg: dict | None = None,
         with_cp: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        if kernel not in KERNELS:
+            raise ValueError(f'kernel must be one of {KERNELS}, got {kernel!r}')
         if num_iters < 1:
             raise ValueError(f'num_iters must be at least 1, got {num_iters}')
         if embed_dims % num_heads:
@@ -132,6 +137,7 @@ class ProgressiveSampling(BaseModule):
         self.num_iters = num_iters
         self.share_weights = share_weights
         self.offset_scale = offset_scale
+        self.kernel = kernel
         self.with_cp = with_cp
 
         self.in_proj = nn.Identity()
@@ -227,17 +233,18 @@ class ProgressiveSampling(BaseModule):
         feat = feats if isinstance(feats, Tensor) else feats[-1]
         feat_size = tuple(feat.shape[-2:])
         grid_size = self.grid_size(feat_size)
-        sampled_map = SampledMap(feat, math.prod(grid_size), self.num_iters)
-        table = sampled_map.table
-        start = self.start_points(feat_size, table.dtype, table.device)
+        sampled_map = SampledMap.of(feat, self.kernel)
+        start = self.start_points(feat_size, sampled_map.dtype, feat.device)
         points = start.expand(feat.shape[0], -1, -1)
         tokens = None
         trajectory = []
         for iteration in range(self.num_iters):
             trajectory.append(points.detach())
-            tokens, offsets = self._iterate(iteration, sampled_map, points, tokens)
+            tokens, offsets, sampled_map = self._iterate(
+                iteration, sampled_map, points, tokens
+            )
             if offsets is not None:
-                points = points.detach() + self.offset_scale * offsets
+                points = points.detach().add(offsets, alpha=self.offset_scale)
         return SampledTokens(
             tokens=tokens,
             points=trajectory[-1],
@@ -245,7 +252,9 @@ class ProgressiveSampling(BaseModule):
             grid_size=grid_size,
         )
 
-    def _iterate(self, iteration: int, *args) -> tuple[Tensor, Tensor | None]:
+    def _iterate(
+        self, iteration: int, *args
+    ) -> tuple[Tensor, Tensor | None, SampledMap]:
         if self.with_cp and self.training and torch.is_grad_enabled():
             return cp.checkpoint(
                 self._iterate_once, iteration, *args, use_reentrant=False
@@ -258,23 +267,29 @@ class ProgressiveSampling(BaseModule):
         sampled_map: SampledMap,
         points: Tensor,
         tokens: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """One iteration: its tokens (B, N, C), and the offsets (B, N, 2) if any."""
-        height, width = sampled_map.table.shape[-2:]
+    ) -> tuple[Tensor, Tensor | None, SampledMap]:
+        """One iteration.
+
+        Returns:
+            tuple: Tokens (B, N, C), offsets (B, N, 2) if there are any, and the map
+            for the next iteration.
+        """
+        height, width = sampled_map.size
         x, y = points.detach().unbind(-1)
         position = torch.stack((x / width, y / height), dim=-1)
 
-        samples = sampled_map.sample(points, iteration)
+        samples, sampled_map = sampled_map.sample(points)
         if not isinstance(self.in_proj, nn.Identity):
-            samples = self.in_proj(samples.to(sampled_map.dtype))
+            samples = self.in_proj(samples.to(sampled_map.feat_dtype))
         inputs = samples + self.position_layer(position)
         if tokens is not None:
             inputs = inputs + tokens
         index = 0 if self.share_weights else iteration
         tokens = self.layers[index](inputs)
-        if iteration == self.num_iters - 1:
-            return tokens, None
-        return tokens, self.offset_layers[index](tokens.to(points.dtype))
+        offsets = None
+        if iteration < self.num_iters - 1:
+            offsets = self.offset_layers[index](tokens.to(points.dtype))
+        return tokens, offsets, sampled_map
 
 
 def _check_grid(
