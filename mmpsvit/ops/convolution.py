@@ -32,6 +32,11 @@ def conv_relu(x: Tensor, weight: Tensor, bias: Tensor, padding: int = 0) -> Tens
     return _fused_conv_relu(*inputs, padding)
 
 
+def restating_pays(x: Tensor) -> bool:
+    """Whether :func:`conv7_as_conv4` is faster: on CUDA, in half precision."""
+    return x.is_cuda and _conv_dtype(x) in (torch.float16, torch.bfloat16)
+
+
 def conv7_as_conv4(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Restate a 7x7 convolution of stride 2 and padding 3 as one of 4x4 and stride 1.
 
@@ -48,7 +53,7 @@ def conv7_as_conv4(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     batch, channels, height, width = x.shape
     filled = -(-4 * channels // 8) * 8
-    # Two pixels of padding before, for the pixel at -3; its neighbour at -4 is not seen.
+    # Two of padding before, for the pixel at -3; its neighbour at -4 is not seen.
     # (K, C, 7, 7) -> (K, filled, 4, 4)
     weight = F.pixel_unshuffle(F.pad(weight, (1, 0, 1, 0)), 2)
     weight = F.pad(weight, (0, 0, 0, 0, 0, filled - 4 * channels))

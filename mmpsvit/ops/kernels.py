@@ -150,7 +150,7 @@ def _rows(table: Tensor) -> Tensor:
 
 
 def _arguments(table: Tensor, points: Tensor) -> tuple[Tensor, ...]:
-    """Map, sizes and starts of its levels, locations and weights, as mmcv wants them."""
+    """What mmcv wants: map, sizes and starts of levels, locations, weights."""
     height, width = table.shape[1:3]
     # (x, y) in [0, 1], with pixel centres at half-integers
     x, y = points.unbind(-1)

@@ -132,11 +132,6 @@ class SampledMap(NamedTuple):
         """The dtype of points and samples."""
         return torch.promote_types(self.table.dtype, torch.float32)
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the map, in pixels."""
-        return tuple(self.table.shape[1:3])
-
     def sample(self, points: Tensor) -> tuple[Tensor, 'SampledMap']:
         """Sample the map.
 
@@ -152,6 +147,8 @@ class SampledMap(NamedTuple):
             return _sample_with_grid_sample(self.table, points), self
         if self.kernel is None:
             return _sample_with_torch(self.table, points), self
+        if not torch.is_grad_enabled():  # without the costs of a Function
+            return _Sample.forward(self.table, None, points, self.kernel)[0], self
         samples, slot = _Sample.apply(self.table, self.slot, points, self.kernel)
         return samples, self._replace(slot=slot)
 
@@ -222,7 +219,9 @@ class _Sample(torch.autograd.Function):
             samples = forward(table, points.contiguous())
         else:
             samples = kernels.empty_samples(table, points)
-        return samples, None if slot is None else _new_slot(slot, slot.shape, slot.dtype)
+        return samples, None if slot is None else _new_slot(
+            slot, slot.shape, slot.dtype
+        )
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: tuple) -> None:
@@ -234,14 +233,19 @@ class _Sample(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor | None, grad_slot: Tensor | None) -> tuple:
         table, points = ctx.saved_tensors
-        if grad is None or not points.numel():
+        if grad is None:
             return None, grad_slot, None, None
         if grad_slot is None:
             # The later samplings, which come first here, have not made one.
             grad_slot = torch.zeros_like(table, dtype=grad.dtype)
-        # Adding in place is allowed: only the samplings of this map see this tensor.
-        _, backward = _operators(ctx.kernel)
-        grad_points = backward(grad.contiguous(), table, points.contiguous(), grad_slot)
+        if not points.numel():
+            grad_points = torch.zeros_like(points)
+        else:
+            _, backward = _operators(ctx.kernel)
+            # It adds in place: only the samplings of this map see this tensor.
+            grad_points = backward(
+                grad.contiguous(), table, points.contiguous(), grad_slot
+            )
         return None, grad_slot if ctx.needs_input_grad[1] else None, grad_points, None
 
 

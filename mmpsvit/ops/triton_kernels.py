@@ -1,9 +1,9 @@
 # Copyright (c) mmpsvit contributors.
 """Kernels in Triton that sample a map of any floating dtype, as operators of PyTorch.
 
-They read the map as it is, where mmcv's kernel needs a copy in float32. Points, weights,
-samples and all sums are float32. A program is one point; maps are tables of pixels,
-(B, H, W, C), contiguous.
+They read the map as it is, where mmcv's kernel needs a copy in float32. Points,
+weights, samples and all sums are float32. A program is one point; maps are tables of
+pixels, (B, H, W, C), contiguous.
 """
 
 import torch
@@ -39,7 +39,7 @@ def _stencil(points, program, count, height, width):
 
 @triton.jit
 def _pixel(image, inside, column, row, height, width, channels):
-    """Where a pixel's channels start, and how many of them a point sees: all or none."""
+    """Where a pixel's channels start; how many of them a point sees: all or none."""
     seen = inside & (column >= 0) & (column < width) & (row >= 0) & (row < height)
     # Elements are addressed with 64 bits.
     pixel = (image.to(tl.int64) * height + row) * width + column

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmpsvit import PSViT, PSViTClsHead
 from mmpsvit.models.encoder_layer import EncoderLayer
+from mmpsvit.ops import KERNELS
 
 DEVICE = 'cuda'
 BACKEND = 'nccl'
@@ -30,10 +31,11 @@ ARCH = dict(
 )
 
 
-def make_network(**kwargs) -> nn.Sequential:
+def make_network(kernel: str = 'mmcv', **kwargs) -> nn.Sequential:
     """A small network whose points move."""
     torch.manual_seed(0)
-    backbone = PSViT(ARCH, sampler=dict(num_points=7, num_iters=3), **kwargs)
+    sampler = dict(num_points=7, num_iters=3, kernel=kernel)
+    backbone = PSViT(ARCH, sampler=sampler, **kwargs)
     for layer in backbone.sampler.offset_layers:
         nn.init.normal_(layer.weight, std=0.3)
     return nn.Sequential(backbone, PSViTClsHead(10, 48)).to(DEVICE).train()
@@ -106,12 +108,13 @@ def test_fully_sharded_data_parallel(single_precision, group):
 
 
 @needs_new_torch
+@pytest.mark.parametrize('kernel', KERNELS)
 @pytest.mark.parametrize(
     ('backend', 'train'), [('aot_eager', True), ('inductor', False)]
 )
-def test_compiles_in_one_graph(backend, train, single_precision):
+def test_compiles_in_one_graph(backend, train, kernel, single_precision):
     torch._dynamo.reset()
-    network = make_network(norm_eval=True).train(train)
+    network = make_network(kernel, norm_eval=True).train(train)
     compiled = torch.compile(network, backend=backend, fullgraph=True)
     images = make_images()
     results = []
@@ -127,10 +130,40 @@ def test_compiles_in_one_graph(backend, train, single_precision):
         torch.testing.assert_close(ours, plain, atol=1e-3, rtol=1e-2)
 
 
+@pytest.mark.parametrize('kernel', KERNELS)
 @pytest.mark.parametrize('half', [torch.float16, torch.bfloat16])
-def test_step_in_mixed_precision_and_channels_last(half):
+def test_deployed(half, kernel):
+    """Half-precision weights, fused stem, replayed as a CUDA graph on other images."""
+    network = make_network(kernel=kernel).eval()
+    exact = copy.deepcopy(network).cpu().double()
+    network[0].switch_to_deploy()
+    network.to(half)
+    images = make_images()
+
+    def error(out: Tensor) -> float:
+        right = exact(images.cpu().double())
+        return float((out.cpu() - right).norm() / right.norm())
+
+    with torch.no_grad():
+        assert error(network(images.to(half))) < 0.05
+        static = images.to(half)
+        for _ in range(3):
+            network(static)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = network(static)
+        images = images.flip(0, 3)
+        static.copy_(images)
+        graph.replay()
+        assert error(out) < 0.05
+
+
+@pytest.mark.parametrize('kernel', KERNELS)
+@pytest.mark.parametrize('half', [torch.float16, torch.bfloat16])
+def test_step_in_mixed_precision_and_channels_last(half, kernel):
     """Finite gradients everywhere, close to those of single precision."""
-    network = make_network(norm_eval=True).to(memory_format=torch.channels_last)
+    network = make_network(kernel=kernel, norm_eval=True)
+    network.to(memory_format=torch.channels_last)
     images = make_images().to(memory_format=torch.channels_last)
     loss = loss_of(network, images)
     loss.backward()

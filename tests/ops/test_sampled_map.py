@@ -41,7 +41,7 @@ def forward_of_mmcv(value, *args, im2col_step):
 
 def backward_of_mmcv(*args, im2col_step):
     """Like mmcv's, it adds to the gradients that it is handed."""
-    *inputs, grad, to_value, to_locations, to_weights = args
+    *inputs, grad, to_value, to_locations, _ = args
     assert grad.is_contiguous() and to_value.is_contiguous()
     feat, grid = as_grid_sample(*inputs)
     to_feat, to_grid = torch.ops.aten.grid_sampler_2d_backward(

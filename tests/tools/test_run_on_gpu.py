@@ -8,8 +8,8 @@ import pytest
 
 TOOL = 'tools/benchmarks/run_on_gpu.sh'
 PARTS = [
-    'tests', 'inference', 'latency', 'training', 'sampling_share', 'loop', 'sampling',
-    'aims',
+    'tests', 'inference', 'training', 'sampling_share', 'sampling_share_triton', 'loop',
+    'sampling', 'latency', 'aims',
 ]  # fmt: skip
 
 
@@ -57,6 +57,7 @@ def test_rehearsal(run_tool, tmp_path):
     [
         (['--fast'], 'unknown option --fast'),
         (['a', 'b'], 'one OUT_DIR, got a and b'),
+        (['--seconds', 'x'], "--seconds: a number, got 'x'"),
     ],
 )
 def test_mistakes(args, message, run_tool):

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from mmpsvit import PSViT
 from mmpsvit.cli import read_config, run_main
-from mmpsvit.ops import SampledMap, sample_points
+from mmpsvit.ops import KERNELS, SampledMap, sample_points
 
 LAYOUTS = {'NCHW': torch.contiguous_format, 'channels_last': torch.channels_last}
 
@@ -155,8 +155,9 @@ def measure_step_share(
     """A training step and all its samplings alone."""
     cfg = read_config(parser, args.step_share)
     model = mmpretrain.get_model(cfg)
-    if not isinstance(model.backbone, PSViT) or not model.backbone.sampler.num_iters:
+    if not isinstance(model.backbone, PSViT):
         parser.error(f'argument --step-share: {args.step_share} samples no points')
+    model.backbone.sampler.kernel = args.kernel
     form = dict(device=args.device, memory_format=torch.channels_last)
     model = model.to(**form)
     images = torch.rand(args.batch_size, 3, *common.input_size(cfg)).to(**form)
@@ -171,7 +172,7 @@ def measure_step_share(
     feat = feat.detach().requires_grad_()
     forward = partial(model.train(), mode='tensor')
     step = common.training_step(forward, model.parameters(), images, args.dtype[0])
-    sample = partial(sampled_map, kernel=model.backbone.sampler.kernel)
+    sample = partial(sampled_map, kernel=args.kernel)
     alone = step_of(sample, feat, points, backward=True)
     rows = common.measure({'training step': step, 'sampling': alone}, args)
     whole = rows['training step']['milliseconds']
@@ -194,6 +195,7 @@ def main() -> None:
     help = 'of the map, or with --step-share of the step, also amp-*'
     add('--dtype', nargs='+', choices=choices, default=['float32'], help=help)
     add('--step-share', metavar='CONFIG', help='the samplings of a training step')
+    add('--kernel', choices=KERNELS, default='mmcv', help='with --step-share on CUDA')
     args = parser.parse_args()
     if not args.step_share and any(dtype.startswith('amp') for dtype in args.dtype):
         parser.error('argument --dtype: amp-* only with --step-share')

@@ -7,7 +7,7 @@
 
 A model is a config file, a name of MMPretrain's model index or one of the short names
 of --help. `plain-NAME` is the PS-ViT of that name in plain PyTorch, see plain_psvit.py,
-and `NAME+cp` the one with `with_cp=True`.
+`NAME+cp` the one with `with_cp=True`, and `NAME+triton` samples with Triton's kernels.
 
 Every round runs each row's step once, in another order, so that whatever else the
 machine does slows all of them; figures are medians over the rounds, and ratios are
@@ -84,7 +84,7 @@ def build_candidate(
     points: int | None = None,
 ) -> Candidate:
     """Build a model from what the user calls it; its weights are random."""
-    base = name.removeprefix('plain-').removesuffix('+cp')
+    base, _, suffix = name.removeprefix('plain-').partition('+')
     full = common.OURS.get(base) or PEERS.get(base, base)
     if full.endswith('.py'):
         cfg = read_config(parser, full)
@@ -93,7 +93,8 @@ def build_candidate(
     else:
         parser.error(
             f'argument models: {name!r} is no config file, no name of MMPretrain and '
-            f'none of {", ".join([*common.OURS, *PEERS])}, plain-NAME, NAME+cp'
+            f'none of {", ".join([*common.OURS, *PEERS])}, plain-NAME, NAME+cp, '
+            'NAME+triton'
         )
     shape = args.shape or common.input_size(cfg)
     side = size or shape[0]
@@ -101,7 +102,10 @@ def build_candidate(
     if backbone.get('type') == 'mmpsvit.PSViT':
         cfg.merge_from_dict(args.cfg_options or {})
         backbone = cfg.model.backbone
-        backbone.with_cp = name.endswith('+cp') or backbone.get('with_cp', False)
+        if suffix == 'cp':
+            backbone.with_cp = True
+        elif suffix == 'triton':
+            backbone.setdefault('sampler', {}).update(kernel='triton')
         if points:
             backbone.sampler.update(num_points=points, point_stride=None)
     elif backbone.get('type') == 'VisionTransformer' and points:
@@ -163,6 +167,9 @@ def prepare(candidate: Candidate, args: argparse.Namespace) -> None:
         fuse_conv_bn(model)
     if args.no_dropout:
         turn_off_dropout(model)
+    for module in model.modules():
+        if hasattr(module, 'drop_prob'):  # of NumPy, which torch.compile stumbles over
+            module.drop_prob = float(module.drop_prob)
     channels_last = args.channels_last and not plain
     form = dict(
         device=args.device,
@@ -263,7 +270,7 @@ def parse_args() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     """Parse the command line; what depends on the device is filled in."""
     parser = common.make_parser(__doc__, runs=10)
     add = parser.add_argument
-    names = f'{", ".join([*PEERS, *common.OURS])}, plain-NAME, NAME+cp'
+    names = f'{", ".join([*PEERS, *common.OURS])}, plain-NAME, NAME+cp, NAME+triton'
     default = ['ti14', 'b10', 'b14', 'b18', *PEERS]
     add('models', nargs='*', default=default, help=f'configs or names: {names}')
     add('--train', action='store_true', help='time training steps')

@@ -2,12 +2,12 @@
 # Run all CUDA tests, hold speed and memory against what is aimed at, and profile: in
 # five minutes, on one GPU.
 #
-# Usage: tools/benchmarks/run_on_gpu.sh [--cpu] [OUT_DIR]
+# Usage: tools/benchmarks/run_on_gpu.sh [--cpu] [--seconds N] [OUT_DIR]
 #
 # Writes OUT_DIR/report.md (default: work_dirs/gpu), with tables, logs and profiles of all
 # parts beside it. PYTHON names the interpreter. Of mmcv's compiled operators only
-# deformable attention is needed. --cpu rehearses all of it on the CPU with tiny sizes,
-# which measures nothing.
+# deformable attention is needed. After N seconds (300) the rest is skipped. --cpu
+# rehearses all of it on the CPU with tiny sizes, which measures nothing.
 set -euo pipefail
 
 fail() {
@@ -17,15 +17,22 @@ fail() {
 
 cpu=
 out=
-for argument in "$@"; do
-    case $argument in
-    --cpu) cpu=1 ;;
-    -*) fail "unknown option $argument" 2 ;;
+deadline=300
+while [ $# -gt 0 ]; do
+    case $1 in
+    --cpu) cpu=1 deadline=86400 ;;
+    --seconds)
+        shift
+        [[ ${1:-} =~ ^[0-9]+$ ]] || fail "--seconds: a number, got '${1:-}'" 2
+        deadline=$1
+        ;;
+    -*) fail "unknown option $1" 2 ;;
     *)
-        [ -z "$out" ] || fail "one OUT_DIR, got $out and $argument" 2
-        out=$argument
+        [ -z "$out" ] || fail "one OUT_DIR, got $out and $1" 2
+        out=$1
         ;;
     esac
+    shift
 done
 root=$(cd "$(dirname "$0")/../.." && pwd)
 mkdir -p "${out:=$root/work_dirs/gpu}"
@@ -70,8 +77,8 @@ PYTHON
 ) || fail "$(tail -n 1 "$out/imports.log")"
 skipped=$(grep '^- ' <<<"$skipped" || true) # packages print remarks of their own
 
-deadline=$((cpu ? 86400 : 300)) # seconds from the start of this script
-names=(aims tests inference compiled latency training sampling_share sampling loop)
+names=(aims tests inference compiled latency training training_compiled sampling_share
+    sampling_share_triton loop sampling)
 for name in "${names[@]}"; do rm -f "$out/$name".{md,json,log,profile.txt}; done
 parts=()
 failed=0
@@ -103,12 +110,12 @@ bench() { # NAME SCRIPT ARGUMENTS...
 }
 
 b14=configs/psvit/b14.py
-half=(--dtype amp-bfloat16 bfloat16) amp=(--dtype amp-bfloat16)
+half=(--dtype amp-bfloat16 bfloat16) bfloat16=(--dtype bfloat16) amp=(--dtype amp-bfloat16)
 jpeg=(memory jpeg)
 case $skipped in *skimage*) jpeg=(memory) ;; esac
 if [ -n "$cpu" ]; then
     # Half precision takes minutes on CPUs that have to emulate it.
-    networks=(ti14 deit-s) pair=(ti14) half=() amp=() graphs=() compile=()
+    networks=(ti14 deit-s) pair=(ti14) small=() half=() bfloat16=() amp=() graphs=()
     tests=(tests/tools/test_benchmark_sampling.py -k 'agree and not cuda')
     tiny=(--device cpu --runs 1 --warmup 1)
     size=("${tiny[@]}" --shape 32 --points 4) batch=(--batch-size 2)
@@ -117,28 +124,34 @@ if [ -n "$cpu" ]; then
     share=(configs/cluttered_digits/psvit.py "${tiny[@]}" --batch-size 2)
     operator=("${tiny[@]}" --batch-size 1 --channels 8 --size 8 --points 3)
 else
-    networks=(b14 deit-b ti14 deit-s) pair=(b14 deit-b)
-    graphs=(--cuda-graphs) compile=(--compile) tests=(tests -m cuda)
+    pair=(b14 b14+triton deit-b) small=(ti14+triton deit-s)
+    networks=("${pair[@]}" ti14 "${small[@]}") graphs=(--cuda-graphs)
+    tests=(tests -m cuda)
+    if "$python" -c 'import xdist' 2>/dev/null; then tests+=(--numprocesses 6); fi
     size=(--channels-last --runs 20) batch=(--batch-size 128)
-    loop=("$b14" --amp --batch-size 1 64 128 --workers "$(nproc)" --images 1024)
+    loop=("$b14" --amp --batch-size 64 128 --workers "$(nproc)" --images 1024)
     share=("$b14" --batch-size 128)
     operator=(--batch-size 128 --dtype float32 bfloat16)
 fi
 part tests "$python" -m pytest -q --continue-on-collection-errors "${tests[@]}"
 bench inference speed "${networks[@]}" --fuse "${half[@]}" "${batch[@]}" \
     "${size[@]}" "${graphs[@]}" --profile
-bench latency speed "${pair[@]}" --fuse "${half[@]}" --batch-size 1 "${size[@]}" \
-    "${graphs[@]}"
-bench training speed "${pair[@]}" --train --no-dropout "${amp[@]}" "${batch[@]}" \
-    "${size[@]}" "${compile[@]}" --profile
+bench training speed "${pair[@]}" --train --no-dropout "${half[@]}" "${batch[@]}" \
+    "${size[@]}" --profile
 bench sampling_share sampling --step-share "${share[@]}" "${amp[@]}"
+bench sampling_share_triton sampling --step-share "${share[@]}" "${amp[@]}" \
+    --kernel triton
 bench loop training "${loop[@]}" --data "${jpeg[@]}"
 bench sampling sampling "${operator[@]}"
 if [ -n "$cpu" ]; then
+    bench latency speed "${pair[@]}" --fuse --batch-size 1 "${size[@]}"
     skipped+=$'\n- Half precision, compiled networks, CUDA graphs, B/14 and DeiT-B.'
 else
-    bench compiled speed "${pair[@]}" --fuse "${amp[@]}" "${batch[@]}" "${size[@]}" \
-        "${graphs[@]}" "${compile[@]}"
+    compile=(--compile "${graphs[@]}" "${bfloat16[@]}" "${size[@]}")
+    bench compiled speed "${pair[@]}" "${small[@]}" --fuse "${batch[@]}" "${compile[@]}"
+    bench latency speed b14+triton deit-b --fuse --batch-size 1 "${compile[@]}"
+    bench training_compiled speed b14+triton deit-b --train --no-dropout "${batch[@]}" \
+        "${compile[@]}" --profile
 fi
 part aims "$python" tools/benchmarks/aims.py "$out"
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mmpsvit.ops import conv7_as_conv4, conv_relu
+from mmpsvit.ops import conv7_as_conv4, conv_relu, restating_pays
 from mmpsvit.registry import MODELS
 
 STEM_STRIDE = 4
@@ -79,11 +79,15 @@ class Stem(BaseModule):
 
     def _start(self, x: Tensor) -> Tensor:
         conv = self.conv1
-        if isinstance(self.bn1, nn.Identity) and x.is_cuda:  # deployed
+        if restating_pays(x):
             images, weight = conv7_as_conv4(x, conv.weight)
-            return self.maxpool(conv_relu(images, weight, conv.bias))
+            if isinstance(self.bn1, nn.Identity):  # deployed
+                return self.maxpool(conv_relu(images, weight, conv.bias))
+            x = F.conv2d(images, weight, conv.bias)
+        else:
+            x = conv(x)
         # The maximum first: the same values, and a quarter of them for the ReLU.
-        return self.relu(self.maxpool(self.bn1(conv(x))))
+        return self.relu(self.maxpool(self.bn1(x)))
 
     def switch_to_deploy(self) -> None:
         """Fold the BatchNorms into the convolutions, for inference only.
@@ -91,8 +95,7 @@ class Stem(BaseModule):
         The values are the same but for rounding. It cannot be undone, a second call
         does nothing, and the weights get other names. In each bottleneck that projects
         its identity, the projection becomes a part of the last convolution. On CUDA
-        convolution, bias and ReLU are one call of cuDNN, and the 7x7 convolution is
-        restated as a 4x4 one (:func:`mmpsvit.ops.conv7_as_conv4`).
+        convolution, bias and ReLU are one call of cuDNN.
         """
         if isinstance(self.bn1, nn.Identity):
             return

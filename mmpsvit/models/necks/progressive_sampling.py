@@ -44,10 +44,12 @@ class PointLinear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        if x.is_cuda and not torch.is_autocast_enabled():
+            return F.linear(x, weight, bias)  # without the costs of the context
         # The meta device has no autocast that could be switched off.
-        device = 'cpu' if x.is_meta else x.device.type
-        with torch.autocast(device, enabled=False):
-            return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+        with torch.autocast('cpu' if x.is_meta else x.device.type, enabled=False):
+            return F.linear(x, weight, bias)
 
 
 @MODELS.register_module()
@@ -236,12 +238,14 @@ class ProgressiveSampling(BaseModule):
         sampled_map = SampledMap.of(feat, self.kernel)
         start = self.start_points(feat_size, sampled_map.dtype, feat.device)
         points = start.expand(feat.shape[0], -1, -1)
+        # Filled on the device: a tensor of numbers of the host would wait for a copy.
+        size = torch.stack([start.new_full((), length) for length in feat_size[::-1]])
         tokens = None
         trajectory = []
         for iteration in range(self.num_iters):
             trajectory.append(points.detach())
             tokens, offsets, sampled_map = self._iterate(
-                iteration, sampled_map, points, tokens
+                iteration, sampled_map, points, tokens, size
             )
             if offsets is not None:
                 points = points.detach().add(offsets, alpha=self.offset_scale)
@@ -267,6 +271,7 @@ class ProgressiveSampling(BaseModule):
         sampled_map: SampledMap,
         points: Tensor,
         tokens: Tensor | None,
+        size: Tensor,
     ) -> tuple[Tensor, Tensor | None, SampledMap]:
         """One iteration.
 
@@ -274,10 +279,8 @@ class ProgressiveSampling(BaseModule):
             tuple: Tokens (B, N, C), offsets (B, N, 2) if there are any, and the map
             for the next iteration.
         """
-        height, width = sampled_map.size
-        x, y = points.detach().unbind(-1)
-        position = torch.stack((x / width, y / height), dim=-1)
-
+        # (x, y) over (W, H)
+        position = points.detach() / size
         samples, sampled_map = sampled_map.sample(points)
         if not isinstance(self.in_proj, nn.Identity):
             samples = self.in_proj(samples.to(sampled_map.feat_dtype))
