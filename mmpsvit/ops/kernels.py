@@ -51,7 +51,9 @@ def _mmcv():
 
 
 def operator(name: str, fake: Callable, mutates: tuple[str, ...] = ()) -> Callable:
-    """Make a function an operator; before PyTorch 2.4, no graph sees it.
+    """Make a function an operator in graphs; before PyTorch 2.4, none sees it.
+
+    Eagerly it is called as it is, without the host time of an operator in Python.
 
     Args:
         name (str): Name of the operator.
@@ -66,7 +68,12 @@ def operator(name: str, fake: Callable, mutates: tuple[str, ...] = ()) -> Callab
             f'mmpsvit::{name}', function, mutates_args=mutates
         )
         made.register_fake(fake)
-        return made
+
+        @functools.wraps(function)
+        def call(*args):
+            return (made if torch.compiler.is_compiling() else function)(*args)
+
+        return call
 
     return decorate
 

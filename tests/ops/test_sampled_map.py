@@ -216,6 +216,22 @@ def test_one_graph(way):
     assert_all_close(ours, gradients(by_map, feat, points), atol=1e-12, rtol=0)
 
 
+@needs_new_torch
+def test_kernel_is_one_node_of_a_graph(stand_in):
+    """torch.compile does not look into it, which it could not do with mmcv's."""
+    feat, points = inputs()
+    nodes = []
+
+    def backend(graph, _):
+        nodes.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(by_map, backend=backend, fullgraph=True)(feat, points)
+    assert sum('mmpsvit.sample_with_mmcv' in name for name in nodes) == 3
+
+
 def test_half_precision_map(way):
     feat, points = inputs(dtype=torch.float32)
     half = feat.detach().bfloat16().requires_grad_()
