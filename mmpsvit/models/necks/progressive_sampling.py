@@ -2,6 +2,7 @@
 """Progressive sampling: tokens from points that move (PS-ViT, section 3.1)."""
 
 import math
+import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -77,9 +78,12 @@ class ProgressiveSampling(BaseModule):
             ``point_stride``. Defaults to 4.
         num_iters (int): Number of iterations N. With 1, the points never move.
             Defaults to 4.
-        num_points (int | tuple[int, int], optional): Points per side, or (h, w),
-            whatever the size of the map. Defaults to None, which means 14 unless
-            ``point_stride`` is given.
+        num_points (int | tuple[int, int] | Sequence, optional): Points per side, or
+            (h, w), whatever the size of the map. Three or more numbers, or several
+            (h, w), are choices: :meth:`draw_points` picks one for a batch of training,
+            which :class:`mmpsvit.ElasticPointsHook` calls, and otherwise the middle
+            one is taken. Defaults to None, which means 14 unless ``point_stride`` is
+            given.
         point_stride (int, optional): One point per cell of this many image pixels,
             for input of varying size; a multiple of ``feat_stride``, at least twice
             as large. Defaults to None.
@@ -98,6 +102,12 @@ class ProgressiveSampling(BaseModule):
             the backward pass, to save memory. Defaults to False.
         init_cfg (dict, optional): Initialisation config. Defaults to None.
 
+    Attributes:
+        num_points (tuple[int, int], optional): Points (h, w) of evaluation. It may be
+            set to whatever the argument may be; no weight depends on it.
+        choices (tuple[tuple[int, int], ...]): What a batch of training draws from, by
+            number of points.
+
     Raises:
         ValueError: If an argument is out of its range, or two of them clash.
     """
@@ -110,7 +120,7 @@ class ProgressiveSampling(BaseModule):
         in_channels: int | None = None,
         feat_stride: int = 4,
         num_iters: int = 4,
-        num_points: int | tuple[int, int] | None = None,
+        num_points: int | tuple[int, int] | Sequence | None = None,
         point_stride: int | None = None,
         share_weights: bool = False,
         offset_scale: float = 1.0,
@@ -131,9 +141,12 @@ class ProgressiveSampling(BaseModule):
                 f'embed_dims must be a multiple of num_heads, got {embed_dims} '
                 f'and {num_heads}'
             )
-        self.num_points, self.point_stride = _check_grid(
-            num_points, point_stride, feat_stride
-        )
+        self.point_stride = _check_stride(num_points, point_stride, feat_stride)
+        self.choices = ()
+        self._drawn = None
+        self._grid = None
+        if point_stride is None:
+            self.num_points = 14 if num_points is None else num_points
         self.embed_dims = embed_dims
         self.feat_stride = feat_stride
         self.num_iters = num_iters
@@ -162,6 +175,31 @@ class ProgressiveSampling(BaseModule):
             PointLinear(embed_dims, 2) for _ in range(num_offset_layers)
         )
 
+    @property
+    def num_points(self) -> tuple[int, int] | None:
+        """Points (h, w) of evaluation; None with ``point_stride``."""
+        return self._grid
+
+    @num_points.setter
+    def num_points(self, value: int | tuple[int, int] | Sequence) -> None:
+        if self.point_stride is not None:
+            raise ValueError(
+                f'num_points cannot be set to {value}: point_stride = '
+                f'{self.point_stride} gives the points'
+            )
+        grids = _as_grids(value)
+        if len(grids) > 1:
+            self.choices = grids
+        self._grid, self._drawn = grids[len(grids) // 2], None
+
+    def draw_points(self, seed: int | str) -> None:
+        """Draw one of ``choices`` for what is trained next; the same for equal seeds.
+
+        Args:
+            seed (int | str): E.g. the seed of the training and its iteration.
+        """
+        self._drawn = random.Random(seed).choice(self.choices or [self._grid])
+
     def _layer_rates(self, drop_path_rate: float | Sequence[float]) -> list[float]:
         """The stochastic depth rate of each transformer layer."""
         if isinstance(drop_path_rate, Sequence):
@@ -189,6 +227,8 @@ class ProgressiveSampling(BaseModule):
 
     def grid_size(self, feat_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns (h, w) of the start grid on a map of size (H, W)."""
+        if self.training and self._drawn is not None:
+            return self._drawn
         if self.num_points is not None:
             return self.num_points
         height, width = (
@@ -295,18 +335,30 @@ class ProgressiveSampling(BaseModule):
         return tokens, offsets, sampled_map
 
 
-def _check_grid(
-    num_points: int | tuple[int, int] | None, point_stride: int | None, feat_stride: int
-) -> tuple[tuple[int, int] | None, int | None]:
-    """Return valid ``num_points`` as (h, w), or a valid ``point_stride``."""
+def _as_grids(num_points: int | Sequence) -> tuple[tuple[int, int], ...]:
+    """One grid (h, w), or several, in the order of their numbers of points."""
+    given = list(num_points) if isinstance(num_points, Sequence) else [num_points]
+    if all(isinstance(n, int) for n in given):
+        # Two numbers are one grid.
+        given = [tuple(given)] if len(given) == 2 else [(n, n) for n in given]
+    grids = {tuple(grid) if isinstance(grid, Sequence) else () for grid in given}
+    if not grids or any(
+        len(grid) != 2 or not all(isinstance(n, int) and n > 0 for n in grid)
+        for grid in grids
+    ):
+        raise ValueError(
+            'num_points must be a positive int, (h, w) of such, or three or more ints '
+            f'or pairs to choose from, got {num_points}'
+        )
+    return tuple(sorted(grids, key=lambda grid: (math.prod(grid), grid)))
+
+
+def _check_stride(
+    num_points: int | Sequence | None, point_stride: int | None, feat_stride: int
+) -> int | None:
+    """Return ``point_stride``, which excludes ``num_points``."""
     if point_stride is None:
-        grid = 14 if num_points is None else num_points
-        grid = (grid, grid) if isinstance(grid, int) else tuple(grid)
-        if len(grid) != 2 or not all(isinstance(n, int) and n > 0 for n in grid):
-            raise ValueError(
-                f'num_points must be a positive int or (h, w) of such, got {num_points}'
-            )
-        return grid, None
+        return None
     if num_points is not None:
         raise ValueError(
             f'num_points = {num_points} and point_stride = {point_stride} exclude each '
@@ -318,4 +370,4 @@ def _check_grid(
             f'point_stride must be a multiple of feat_stride = {feat_stride} and at '
             f'least {2 * feat_stride}, got {point_stride}'
         )
-    return None, point_stride
+    return point_stride

@@ -1,0 +1,45 @@
+# Copyright (c) mmpsvit contributors.
+"""Draws the number of points of each batch of a training."""
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from mmpsvit.models import ProgressiveSampling
+from mmpsvit.registry import HOOKS
+
+
+@HOOKS.register_module()
+class ElasticPointsHook(Hook):
+    """Lets every batch of a training draw its number of points.
+
+    For samplers whose ``num_points`` are choices. The draw depends on the seed of the
+    training and on the iteration only: all processes draw the same, and so does a
+    training that resumes.
+
+    Raises:
+        ValueError: When the training starts, if no sampler of the model has choices.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Find the samplers."""
+        model = runner.model
+        while is_model_wrapper(model):
+            model = model.module
+        self._samplers = [
+            module
+            for module in model.modules()
+            if isinstance(module, ProgressiveSampling) and module.choices
+        ]
+        if not self._samplers:
+            raise ValueError(
+                f'ElasticPointsHook: no sampler of {type(model).__name__} has several '
+                'num_points to choose from, such as [10, 12, 14, 16, 18]'
+            )
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        """Draw."""
+        for sampler in self._samplers:
+            sampler.draw_points(f'{runner.seed} {runner.iter}')
