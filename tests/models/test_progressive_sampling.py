@@ -166,7 +166,7 @@ def test_half_and_double_models():
     ('kwargs', 'message'),
     [
         (dict(num_iters=0), 'num_iters must be at least 1, got 0'),
-        (dict(num_points=0), 'num_points must be a positive int .* got 0'),
+        (dict(num_points=0), r'num_points must be a positive int, .* got 0'),
         (dict(num_points=(3, 0)), r'num_points must .* got \(3, 0\)'),
         (dict(num_points=[(3, 3), (3, 3, 3)]), 'num_points must'),
         (dict(num_points=3.5), r'num_points must .* got 3\.5'),
