@@ -1,5 +1,6 @@
 # Copyright (c) mmpsvit contributors.
 from .layer_decay import LayerDecayOptimWrapperConstructor
+from .optimizers import AdamW
 from .schedulers import CosineFactorLR
 
-__all__ = ['CosineFactorLR', 'LayerDecayOptimWrapperConstructor']
+__all__ = ['AdamW', 'CosineFactorLR', 'LayerDecayOptimWrapperConstructor']
