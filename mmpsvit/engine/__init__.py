@@ -1,4 +1,5 @@
 # Copyright (c) mmpsvit contributors.
+from .compile_hook import CompileHook
 from .ema import ForeachEMA
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .optimizers import AdamW
@@ -6,6 +7,7 @@ from .schedulers import CosineFactorLR
 
 __all__ = [
     'AdamW',
+    'CompileHook',
     'CosineFactorLR',
     'ForeachEMA',
     'LayerDecayOptimWrapperConstructor',
