@@ -175,7 +175,7 @@ def set_dataloader_defaults(
 ) -> None:
     """Fill in what the config's data loaders leave open.
 
-    No collate function: MMEngine's default serves classifiers and detectors.
+    No collate function: MMEngine's default serves images of all sizes.
     """
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name)
