@@ -16,9 +16,10 @@ def _child(parent: str, *rooms: str) -> Registry:
     return Registry(parent.name, parent=parent, scope='mmpsvit', locations=locations)
 
 
-MODELS = _child('MODELS', 'models')
+MODELS = _child('MODELS', 'models', 'engine')
 HOOKS = _child('HOOKS', 'guard', 'engine', 'visualization')
 LOOPS = _child('LOOPS', 'guard')
 TRANSFORMS = _child('TRANSFORMS', 'guard')
+OPTIMIZERS = _child('OPTIMIZERS', 'engine')
 PARAM_SCHEDULERS = _child('PARAM_SCHEDULERS', 'engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS', 'engine')

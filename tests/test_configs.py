@@ -103,7 +103,10 @@ def test_recipe(name, drop, mixup, erases, decay):
     assert 'clip_grad' not in cfg.optim_wrapper
     assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size
     (ema,) = cfg.custom_hooks
-    assert (ema.type, ema.momentum, ema.update_buffers) == ('EMAHook', 4e-5, True)
+    assert (ema.type, ema.ema_type) == ('EMAHook', 'mmpsvit.ForeachEMA')
+    assert (ema.momentum, ema.update_buffers) == (4e-5, True)
+    loaders = (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader)
+    assert {loader.collate_fn.type for loader in loaders} == {'default_collate'}
     resize, crop = cfg.test_dataloader.dataset.pipeline[1:3]
     assert (resize.scale, resize.interpolation) == (256, 'bicubic')
     assert crop.crop_size == 224

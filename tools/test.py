@@ -16,6 +16,7 @@ from os import PathLike
 from pathlib import Path
 
 import mmengine
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
@@ -77,10 +78,20 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
             parser.error(f'argument --out: {args.out} is a folder')
     if args.amp:
         cfg.test_cfg.fp16 = True
+    if args.amp_dtype:
+        _set_autocast_dtype(getattr(torch, args.amp_dtype))
     if args.tta:
         _use_tta(parser, cfg)
     set_dataloader_defaults(cfg, not args.no_pin_memory)
     return args, cfg
+
+
+def _set_autocast_dtype(dtype: torch.dtype) -> None:
+    """Set PyTorch's default, which MMEngine's loop takes: it has no dtype itself."""
+    if hasattr(torch, 'set_autocast_dtype'):
+        torch.set_autocast_dtype('cuda', dtype)
+    else:  # before PyTorch 2.4
+        torch.set_autocast_gpu_dtype(dtype)
 
 
 def _use_tta(parser: argparse.ArgumentParser, cfg: Config) -> None:

@@ -25,8 +25,14 @@ from mmpsvit.cli import (
     run_main,
     set_dataloader_defaults,
     training_remarks,
+    use_mixed_precision,
 )
-from mmpsvit.guard import adopt_seed, latest_checkpoint
+from mmpsvit.guard import (
+    adopt_seed,
+    latest_checkpoint,
+    load_checkpoint,
+    saved_precision,
+)
 
 
 def parse_args() -> Config:
@@ -59,9 +65,6 @@ def parse_args() -> Config:
 
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    if args.amp:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             parser.error(
@@ -79,11 +82,16 @@ def parse_args() -> Config:
         check_file(parser, '--resume', args.resume)
         cfg.resume = True
         cfg.load_from = args.resume
+    saved = None
     if cfg.get('resume'):
         cfg.load_from = cfg.get('load_from') or latest_checkpoint(cfg.work_dir)
         # Sharded checkpoints are folders.
         if cfg.load_from and Path(cfg.load_from).expanduser().is_file():
-            adopt_seed(cfg, cfg.load_from)
+            meta = load_checkpoint(cfg.load_from, 'cpu').get('meta') or {}
+            adopt_seed(cfg, meta)
+            saved = saved_precision(meta)
+    if args.amp:
+        use_mixed_precision(cfg, args.amp_dtype, saved)
     set_dataloader_defaults(cfg, not args.no_pin_memory, not args.no_persistent_workers)
     return cfg
 

@@ -18,7 +18,7 @@ psvit_b14 = dict(
 layer_decay = dict(
     _delete_=True,  # nor of its SGD, whose learning rate does not suit a transformer
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+    optimizer=dict(type='mmpsvit.AdamW', lr=1e-4, weight_decay=0.05),
     constructor='mmpsvit.LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(
         layer_decay_rate=0.8,

@@ -70,7 +70,7 @@ test_dataloader = val_dataloader
 test_evaluator = val_evaluator
 
 optim_wrapper = dict(
-    optimizer=dict(_scope_='mmpretrain', type='AdamW', lr=5e-4, weight_decay=0.05),
+    optimizer=dict(type='mmpsvit.AdamW', lr=5e-4, weight_decay=0.05),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,

@@ -14,6 +14,7 @@ custom_hooks = [
     dict(
         _scope_='mmpretrain',
         type='EMAHook',
+        ema_type='mmpsvit.ForeachEMA',
         momentum=4e-5,
         update_buffers=True,
         priority='ABOVE_NORMAL',

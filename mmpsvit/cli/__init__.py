@@ -46,6 +46,7 @@ __all__ = [
     'set_dataloader_defaults',
     'training_remarks',
     'type_name',
+    'use_mixed_precision',
 ]
 
 # What MMEngine reads at the top of a config, besides the arguments of its Runner.
@@ -87,6 +88,11 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--work-dir', help='folder for logs and results')
     parser.add_argument(
         '--amp', action='store_true', help='automatic mixed precision (CUDA only)'
+    )
+    parser.add_argument(
+        '--amp-dtype',
+        choices=['float16', 'bfloat16'],
+        help='mixed precision in this dtype; switches --amp on',
     )
     parser.add_argument(
         '--no-pin-memory', action='store_true', help='do not pin memory of batches'
@@ -134,6 +140,7 @@ def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Co
     A mistake of the user ends the process with code 2 and one line.
     """
     cfg = read_config(parser, args.config, args.cfg_options)
+    args.amp = args.amp or args.amp_dtype is not None
     if args.amp and not torch.cuda.is_available():
         parser.error('argument --amp: mixed precision needs a CUDA device')
     known = {*inspect.signature(Runner.__init__).parameters, *_OTHER_KEYS}
@@ -168,7 +175,7 @@ def set_dataloader_defaults(
 ) -> None:
     """Fill in what the config's data loaders leave open.
 
-    No collate function: MMEngine's default serves classifiers and detectors.
+    No collate function: MMEngine's default serves images of all sizes.
     """
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name)
@@ -181,6 +188,29 @@ def set_dataloader_defaults(
         if not (persistent_workers and has_workers):
             loader.persistent_workers = False
         loader.setdefault('persistent_workers', True)
+
+
+def use_mixed_precision(
+    cfg: Config, dtype: str | None = None, saved: str | None = None
+) -> None:
+    """Switch automatic mixed precision on, with a loss scale unless in bfloat16.
+
+    Args:
+        cfg (Config): Config of a training.
+        dtype (str, optional): 'float16' or 'bfloat16'. Defaults to the config's own
+            one, to that of the checkpoint, and to 'float16'.
+        saved (str, optional): Precision of the checkpoint that the training resumes.
+    """
+    wrapper = cfg.optim_wrapper
+    wrapper.type = 'AmpOptimWrapper'
+    own = wrapper.get('dtype') and str(wrapper.dtype).removeprefix('torch.')
+    resumed = saved if saved in ('float16', 'bfloat16') else None
+    wrapper.dtype = dtype or own or resumed or 'float16'
+    if wrapper.dtype != (own or 'float16'):
+        wrapper.pop('loss_scale', None)  # of another dtype
+    # The range of bfloat16 is that of float32.
+    needs_none = wrapper.dtype == 'bfloat16'
+    wrapper.setdefault('loss_scale', dict(enabled=False) if needs_none else 'dynamic')
 
 
 def build_runner(cfg: Config, must_fit: Sequence[str] = ()) -> Runner:

@@ -32,18 +32,23 @@ class CosineFactorLR(CosineAnnealingLR):
         values = [group[self.param_name] for group in self.optimizer.param_groups]
         if self.last_step == 0:
             return values
+        # MMEngine makes a group of each parameter, and most have the same rate.
+        cosines = {
+            base: [self._cosine(base, self.last_step - i) for i in (1, 0)]
+            for base in {*self.base_values}
+        }
         return [
-            self._step_from(value, base)
+            _step_from(value, base, *cosines[base])
             for value, base in zip(values, self.base_values, strict=True)
         ]
-
-    def _step_from(self, value: float, base: float) -> float:
-        if base == 0:
-            return 0.0  # a frozen group
-        before, now = (self._cosine(base, self.last_step - i) for i in (1, 0))
-        # With eta_min = 0 it is zero at T_max, and has no factors from there.
-        return value * now / before if before else value + now
 
     def _cosine(self, base: float, step: int) -> float:
         cosine = (1 + math.cos(math.pi * step / self.T_max)) / 2
         return self.eta_min + (base - self.eta_min) * cosine
+
+
+def _step_from(value: float, base: float, before: float, now: float) -> float:
+    if base == 0:
+        return 0.0  # a frozen group
+    # With eta_min = 0 it is zero at T_max, and has no factors from there.
+    return value * now / before if before else value + now

@@ -16,6 +16,7 @@ from .files import AtomicBackend, write_atomically
 from .finite_loss_hook import FiniteLossHook, NonFiniteLossError
 from .fit import CheckpointFitHook, CheckpointMisfitError, find_misfits
 from .images import DataError, LoadImageFromFile, one_line
+from .precision import saved_precision
 
 __all__ = [
     'AtomicBackend',
@@ -37,6 +38,7 @@ __all__ = [
     'leaf_datasets',
     'load_checkpoint',
     'one_line',
+    'saved_precision',
     'use_safe_loading',
     'write_atomically',
 ]

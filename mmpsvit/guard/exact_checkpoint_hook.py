@@ -3,7 +3,7 @@
 
 import contextlib
 import os.path as osp
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from mmengine.config import Config
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
@@ -12,9 +12,10 @@ from mmengine.runner import IterBasedTrainLoop, Runner, find_latest_checkpoint
 
 from mmpsvit.registry import HOOKS
 
-from .checkpoint import CheckpointError, load_checkpoint
+from .checkpoint import CheckpointError
 from .exact_loop import ExactIterBasedTrainLoop
 from .files import AtomicBackend, remove_leftovers
+from .precision import precision_of, saved_precision
 from .process_state import (
     get_process_state,
     get_random_state,
@@ -78,6 +79,9 @@ class ExactCheckpointHook(CheckpointHook):
         """Keep what the training needs when it starts, if it resumes."""
         if not runner._resume:
             return
+        # That of a training without a loss scale, which a GradScaler would not load.
+        if (checkpoint.get('optimizer') or {}).get('loss_scaler') == {}:
+            del checkpoint['optimizer']['loss_scaler']
         self._name = runner._load_from or find_latest_checkpoint(runner.work_dir)
         if not {'epoch', 'iter'} <= checkpoint.get('meta', {}).keys():
             raise CheckpointError(
@@ -205,14 +209,17 @@ class ExactCheckpointHook(CheckpointHook):
         )
 
 
-def adopt_seed(cfg: Config, checkpoint: str) -> None:
+def adopt_seed(cfg: Config, meta: Mapping) -> None:
     """Give a run that resumes the seed of the checkpoint, unless it has one itself.
 
     MMEngine does so too, but when the order of the images is already drawn.
+
+    Args:
+        cfg (Config): Config of the run.
+        meta (Mapping): The ``meta`` of the checkpoint.
     """
     if (cfg.get('randomness') or {}).get('seed') is None:
-        seed = load_checkpoint(checkpoint, 'cpu').get('meta', {}).get('seed')
-        cfg.merge_from_dict({'randomness.seed': seed})
+        cfg.merge_from_dict({'randomness.seed': meta.get('seed')})
 
 
 class _LateRemoval:
@@ -260,6 +267,9 @@ def _differences(runner: Runner, checkpoint: dict) -> Iterator[str]:
             f'{len(checkpoint[_KEY]["processes"])}, so images and random numbers are '
             'others'
         )
+    before, now = saved_precision(meta), precision_of(runner.cfg.get('optim_wrapper'))
+    if None not in (before, now) and before != now:
+        yield f'it was in {before} and is in {now}, by type and dtype of optim_wrapper'
     if meta.get('seed') != runner.seed:
         seed = meta.get('seed')
         yield f'the order of the images is another; randomness.seed={seed} keeps it'

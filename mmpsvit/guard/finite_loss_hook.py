@@ -22,9 +22,9 @@ class NonFiniteLossError(RuntimeError):
 class FiniteLossHook(Hook):
     """Stops the training at an infinite loss or one that is not a number.
 
-    Losses are watched on their device, which never waits for it in between: what
-    they were is read every ``interval`` iterations, before a validation, before a
-    checkpoint is written and at the end. A checkpoint is never written after such a
+    Losses are kept where they are, so that nothing waits for their device, and read
+    together every ``interval`` iterations, before a validation, before a checkpoint is
+    written and at the end. A checkpoint is never written after such a
     loss, nor with such a weight, so the last one that there is can be used.
 
     Args:
@@ -40,7 +40,8 @@ class FiniteLossHook(Hook):
         if interval < 1:
             raise ValueError(f'interval must be at least 1, got {interval}')
         self.interval = interval
-        self._first: Tensor | None = None
+        # Since the last reading, with the number of the iteration.
+        self._losses: list[tuple[int, Tensor]] = []
 
     def after_train_iter(
         self,
@@ -49,19 +50,14 @@ class FiniteLossHook(Hook):
         data_batch: dict | None = None,
         outputs: dict | None = None,
     ) -> None:
-        """Watch the losses of an iteration."""
-        losses = [
-            value.detach().isfinite().all()
-            for name, value in (outputs or {}).items()
-            if 'loss' in name and isinstance(value, Tensor)
-        ]
-        if losses:
-            finite = torch.stack(losses).all()
-            if self._first is None:
-                self._first = torch.full((), _NEVER, device=finite.device)
-            # Iterations are counted from 1, as in the log.
-            now = torch.where(finite, _NEVER, runner.iter + 1)
-            self._first = torch.minimum(self._first, now)
+        """Keep the losses of an iteration."""
+        for name, value in (outputs or {}).items():
+            if 'loss' in name and isinstance(value, Tensor):
+                value = value.detach()
+                # Zero, unless one of several is not finite.
+                value = (value - value).sum() if value.ndim else value
+                # Iterations are counted from 1, as in the log.
+                self._losses.append((runner.iter + 1, value))
         if self.every_n_train_iters(runner, self.interval):
             self._check(runner)
 
@@ -79,7 +75,7 @@ class FiniteLossHook(Hook):
         MMEngine calls this in the main process only. A loss that another process saw
         has reached the weights of this one by its gradients.
         """
-        self._raise(runner, self._first)
+        self._raise(runner, self._first())
         model = runner.model
         if is_model_wrapper(model):
             model = model.module
@@ -98,15 +94,25 @@ class FiniteLossHook(Hook):
 
     def _check(self, runner: Runner) -> None:
         """Read what was seen since the last time, in all processes together."""
-        if self._first is None:
+        if not self._losses:
             return
         # Another process may have seen it, and this one would wait for it for ever.
-        all_reduce(self._first, 'min')
-        first, self._first = self._first, None
-        self._raise(runner, first)
+        first = torch.tensor(self._first())
+        all_reduce(first, 'min')
+        self._losses = []
+        self._raise(runner, int(first))
 
-    def _raise(self, runner: Runner, first: Tensor | None) -> None:
-        iteration = _NEVER if first is None else int(first)
+    def _first(self) -> int:
+        """The first iteration whose loss is not finite."""
+        if not self._losses:
+            return _NEVER
+        iterations, losses = zip(*self._losses, strict=True)
+        finite = torch.stack(losses).isfinite().tolist()
+        return next(
+            (i for i, f in zip(iterations, finite, strict=True) if not f), _NEVER
+        )
+
+    def _raise(self, runner: Runner, iteration: int) -> None:
         if iteration < _NEVER:
             raise NonFiniteLossError(
                 f'the loss of iteration {iteration} is not finite; {self._last(runner)}'

@@ -24,7 +24,7 @@ def learning_rates(**paramwise_cfg) -> dict[str, float]:
     # nn.ModuleDict has no attribute of a key that it has.
     assert model.backbone is model['backbone']
     build = LayerDecayOptimWrapperConstructor(
-        dict(optimizer=dict(type='SGD', lr=1.0, weight_decay=0.1)),
+        dict(optimizer=dict(type='mmpsvit.AdamW', lr=1.0, weight_decay=0.1)),
         dict(layer_decay_rate=0.5, **paramwise_cfg),
     )
     groups = build(model).optimizer.param_groups

@@ -333,9 +333,10 @@ def test_weights_alone_cannot_be_resumed(stopped, tmp_path):
 def test_run_that_resumes_adopts_the_seed(tmp_path):
     make_runner(tmp_path / 'first', **{'randomness.seed': None}).train()
     expected = read(tmp_path / 'first')
-    seed = load_checkpoint(tmp_path / 'first' / 'epoch_3.pth')['meta']['seed']
+    meta = load_checkpoint(tmp_path / 'first' / 'epoch_3.pth')['meta']
+    seed = meta['seed']
     cfg = Config(dict(randomness=dict(seed=None, deterministic=False)))
-    adopt_seed(cfg, str(tmp_path / 'first' / 'epoch_3.pth'))
+    adopt_seed(cfg, meta)
     assert cfg.randomness == dict(seed=seed, deterministic=False)
     make_runner(
         tmp_path / 'second',
@@ -348,5 +349,5 @@ def test_run_that_resumes_adopts_the_seed(tmp_path):
     assert_same({0: results[last, 'optimizer']}, {0: expected[last, 'optimizer']})
 
     cfg.randomness.seed = seed + 1
-    adopt_seed(cfg, str(tmp_path / 'first' / 'epoch_3.pth'))
+    adopt_seed(cfg, meta)
     assert cfg.randomness.seed == seed + 1

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from small_training import Recorder, make_runner, read
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmpsvit.guard import FiniteLossHook, NonFiniteLossError
 
@@ -92,6 +93,43 @@ def test_good_trainings_and_other_figures_pass(tmp_path):
         hook.after_train_iter(runner, 0, outputs=dict(loss_cls=nan))
     with pytest.raises(ValueError, match='interval must be at least 1, got 0'):
         FiniteLossHook(0)
+
+
+@pytest.mark.parametrize('kind', [torch.float16, torch.float32])
+def test_losses_of_several_numbers_and_dtypes(kind, tmp_path):
+    runner = SimpleNamespace(iter=0, work_dir=str(tmp_path))
+    hook = FiniteLossHook(1)
+    # Finite, though their sum in float16 is not; and none at all.
+    losses = dict(
+        loss=torch.ones(()),
+        loss_a=torch.full((9,), 6e4, dtype=kind),
+        loss_b=torch.ones(0),
+    )
+    hook.after_train_iter(runner, 0, outputs=losses)
+    losses['loss_a'][4] = math.inf
+    with pytest.raises(NonFiniteLossError):
+        hook.after_train_iter(runner, 0, outputs=losses)
+
+
+class Operators(TorchDispatchMode):
+    """Names of what PyTorch dispatches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_launched_between_readings():
+    hook = FiniteLossHook(50)
+    with Operators() as operators:
+        for iteration in range(49):
+            runner = SimpleNamespace(iter=iteration)
+            hook.after_train_iter(runner, 0, outputs=dict(loss=torch.ones(())))
+    assert {*operators.names} <= {'ones', 'detach'}
 
 
 def _see_loss(rank: int, port: str, folder: str) -> None:

@@ -50,7 +50,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
-from mmpsvit.cli import read_config, run_main
+from mmpsvit.cli import read_config, run_main, use_mixed_precision
 
 JPEG_SIZE = (500, 375)
 PHOTOGRAPHS = ('astronaut', 'chelsea', 'coffee', 'rocket')
@@ -193,8 +193,7 @@ def bare_figures(cfg: Config, args: argparse.Namespace, batch_size: int) -> dict
     model = mmpretrain.get_model(cfg).to(args.device)
     model.train()
     images = torch.rand(batch_size, 3, *common.input_size(cfg), device=args.device)
-    half = cfg.optim_wrapper.get('dtype') or 'float16'
-    dtype = f'amp-{half}' if args.amp else 'float32'
+    dtype = f'amp-{cfg.optim_wrapper.dtype}' if args.amp else 'float32'
     forward = partial(model, mode='tensor')
     step = common.training_step(forward, model.parameters(), images, dtype)
     figures = common.measure({'': step}, args)['']
@@ -287,8 +286,7 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
     args.batch_size = args.batch_size or [loader.batch_size]
     args.workers = args.workers or [loader.get('num_workers', 0)]
     if args.amp:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        use_mixed_precision(cfg)
     return args, cfg
 
 

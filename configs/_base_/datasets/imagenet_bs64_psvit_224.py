@@ -42,9 +42,18 @@ train_pipeline = [
     dict(_scope_='mmpretrain', type='PackInputs'),
 ]
 
-# 8 GPUs of 64 make the paper's batch of 512.
-train_dataloader = dict(batch_size=64, dataset=dict(pipeline=train_pipeline))
+# 8 GPUs of 64 make the paper's batch of 512. All images have one size, so that a batch
+# goes to the GPU and is normalised as one tensor, as with MMPretrain's tools.
+train_dataloader = dict(
+    batch_size=64,
+    dataset=dict(pipeline=train_pipeline),
+    collate_fn=dict(type='default_collate'),
+)
 
 test_pipeline = [train_pipeline[0], *_base_.test_pipeline[1:]]
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+val_dataloader = dict(
+    dataset=dict(pipeline=test_pipeline), collate_fn=dict(type='default_collate')
+)
+test_dataloader = dict(
+    dataset=dict(pipeline=test_pipeline), collate_fn=dict(type='default_collate')
+)

@@ -1,0 +1,47 @@
+# Copyright (c) mmpsvit contributors.
+"""Compiles the network of a training, rather than all of its step."""
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from mmpsvit.registry import HOOKS
+
+
+@HOOKS.register_module()
+class CompileHook(Hook):
+    """Compiles a module of the model in place before a training.
+
+    MMEngine's ``compile=True`` compiles the whole ``train_step``, with data, losses
+    and optimizer. Here it is the forward of one module, and its backward. Names in
+    checkpoints do not change, and ``EMAHook``'s copy, made before, is not compiled.
+    Validations of the training use the compiled module, and compile it for inference.
+    PyTorch leaves modules of its own, such as ``nn.Sequential``, uncompiled.
+
+    Args:
+        module (str): Name of the module in the model, below the wrappers of
+            distributed trainings. Defaults to 'backbone'.
+        **kwargs: As for ``torch.compile``, such as ``mode`` and ``dynamic``.
+
+    Raises:
+        ValueError: When the training starts, if the model has no such module.
+    """
+
+    def __init__(self, module: str = 'backbone', **kwargs) -> None:
+        self.module = module
+        self.kwargs = kwargs
+
+    def before_train(self, runner: Runner) -> None:
+        """Compile; PyTorch does it at the first call."""
+        model = runner.model
+        while is_model_wrapper(model):
+            model = model.module
+        try:
+            module = model.get_submodule(self.module)
+        except AttributeError as error:
+            names = ', '.join(name for name, _ in model.named_children())
+            raise ValueError(
+                f'CompileHook: {type(model).__name__} has no module {self.module!r}; '
+                f'its modules are {names}'
+            ) from error
+        module.compile(**self.kwargs)

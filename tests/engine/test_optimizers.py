@@ -1,0 +1,264 @@
+# Copyright (c) mmpsvit contributors.
+"""AdamW: PyTorch's values and states, in fewer launches."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
+from mmengine.optim.optimizer import amp_optimizer_wrapper
+from stack import needs_new_torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmpsvit.engine import AdamW
+
+
+class Operators(TorchDispatchMode):
+    """Names of what PyTorch dispatches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def network(device: str = 'cpu') -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 1)]
+    return nn.Sequential(*layers).to(device)
+
+
+def groups(model: nn.Module) -> list[dict]:
+    """A group of each parameter, with two learning rates and two decays."""
+    return [
+        dict(params=[p], lr=0.01 if 'weight' in n else 0.1, weight_decay=0.1 * p.ndim)
+        for n, p in model.named_parameters()
+    ]
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    device = next(model.parameters()).device
+    for step in range(steps):
+        inputs = torch.rand(4, 3, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        model(inputs.to(device)).square().mean().backward()
+        optimizer.step()
+        for group in optimizer.param_groups:  # as schedules do
+            group['lr'] *= 0.9
+
+
+def assert_equal(one: nn.Module, other: nn.Module) -> None:
+    for value, expected in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(value, expected)
+
+
+class OnCuda(nn.Parameter):
+    """A parameter that says it is on CUDA."""
+
+    is_cuda = True
+
+
+def on_cuda(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            module._parameters[name] = OnCuda(parameter.data)
+    return model
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [{}, dict(amsgrad=True), dict(betas=[0.8, 0.9]), dict(maximize=True)],
+    ids=str,
+)
+def test_same_bits_as_pytorch_on_the_cpu(settings):
+    model, reference = network(), network()
+    optimizer = AdamW(groups(model), **settings)
+    expected = torch.optim.AdamW(groups(reference), **settings)
+    train(model, optimizer, 5)
+    train(reference, expected, 5)
+    assert_equal(model, reference)
+    state, other = optimizer.state_dict(), expected.state_dict()
+    assert state['param_groups'] == other['param_groups']
+    for index, values in other['state'].items():
+        for name, value in values.items():
+            assert torch.equal(state['state'][index][name], value)
+
+
+def test_equal_groups_step_together():
+    """Rates and decays in three combinations."""
+    counts = []
+    for kind in (AdamW, torch.optim.AdamW):
+        model = network()
+        optimizer = kind(groups(model), foreach=True)
+        train(model, optimizer, 1)
+        with Operators() as operators:
+            optimizer.step()
+        counts.append(operators.names.count('_foreach_lerp_'))
+        assert len(optimizer.param_groups) == 6
+    assert counts == [3, 6]
+
+
+@needs_new_torch
+def test_fused_kernel_is_launched_once_for_equal_groups():
+    model = network()
+    optimizer = AdamW(groups(model), fused=True)
+    train(model, optimizer, 1)
+    with Operators() as operators:
+        optimizer.step()
+    assert operators.names.count('_fused_adamw_') == 3
+
+
+def test_groups_survive_a_step_that_fails():
+    model = network()
+    optimizer = AdamW(groups(model))
+
+    def fail() -> float:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(fail)
+    assert len(optimizer.param_groups) == 6
+    assert optimizer.step(lambda: 2.0) == 2.0
+
+
+def test_step_hooks_run_once():
+    """Also where PyTorch's own AdamW has got its hooks, and with the compiler there."""
+    import torch._dynamo
+
+    torch.optim.AdamW(network().parameters())
+    optimizer = AdamW(network().parameters())
+    calls = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append('before'))
+    optimizer.register_step_post_hook(lambda *_: calls.append('after'))
+    optimizer.step()
+    assert calls == ['before', 'after']
+
+
+def test_fused_where_all_parameters_are_on_cuda():
+    assert AdamW(network().parameters()).defaults['fused'] is None
+    model = on_cuda(network())
+    optimizer = AdamW(groups(model))
+    assert all(group['fused'] for group in optimizer.param_groups)
+    assert optimizer._step_supports_amp_scaling
+    mixed = [*model.parameters(), nn.Parameter(torch.ones(1))]
+    assert AdamW(mixed).defaults['fused'] is None
+    numbers = [*model.parameters(), OnCuda(torch.ones(1, dtype=torch.complex64))]
+    assert AdamW(numbers).defaults['fused'] is None
+    for chosen in ('foreach', 'fused', 'capturable', 'differentiable'):
+        optimizer = AdamW(model.parameters(), **{chosen: False})
+        assert not optimizer.defaults['fused']
+        assert not getattr(optimizer, '_step_supports_amp_scaling', False)
+
+
+def test_state_of_another_device():
+    """From CUDA to the CPU and back; the kernel is what the device has."""
+    model, reference = network(), network()
+    optimizer = AdamW(groups(model))
+    expected = torch.optim.AdamW(groups(reference))
+    train(model, optimizer, 2)
+    train(reference, expected, 2)
+
+    there = AdamW(groups(on_cuda(deepcopy(model))))
+    there.load_state_dict(optimizer.state_dict())
+    assert all(group['fused'] for group in there.param_groups)
+    here = AdamW(groups(model))
+    here.load_state_dict(there.state_dict())
+    assert all(group['fused'] is None for group in here.param_groups)
+    train(model, here, 2)
+    train(reference, expected, 2)
+    assert_equal(model, reference)
+
+
+def test_state_to_and_from_pytorch():
+    model, reference = network(), network()
+    ours, theirs = AdamW(groups(model)), torch.optim.AdamW(groups(reference))
+    train(model, ours, 2)
+    train(reference, theirs, 2)
+    state, other = deepcopy(ours.state_dict()), deepcopy(theirs.state_dict())
+    ours.load_state_dict(other)
+    theirs.load_state_dict(state)
+    train(model, ours, 2)
+    train(reference, theirs, 2)
+    assert_equal(model, reference)
+    # The settings are the state's, as in PyTorch.
+    state['param_groups'][0]['eps'] = 1.0
+    ours.load_state_dict(state)
+    assert ours.param_groups[0]['eps'] == 1.0
+
+
+def test_config_of_mmengine():
+    """A group of each parameter, as MMEngine makes them of ``paramwise_cfg``."""
+    model, reference = network(), network()
+    cfg = ConfigDict(optimizer=dict(type='mmpsvit.AdamW', lr=0.01, weight_decay=0.1))
+    cfg['paramwise_cfg'] = dict(norm_decay_mult=0.0, bias_decay_mult=0.0)
+    wrapper = build_optim_wrapper(model, cfg)
+    assert type(wrapper.optimizer) is AdamW
+    # No ConfigDicts, which are slow.
+    assert {type(group) for group in wrapper.optimizer.param_groups} == {dict}
+    cfg['optimizer']['type'] = 'AdamW'
+    expected = build_optim_wrapper(reference, cfg)
+    assert type(expected.optimizer) is torch.optim.AdamW
+    for _ in range(3):
+        for network_, wrapper_ in ((model, wrapper), (reference, expected)):
+            wrapper_.update_params(network_(torch.ones(2, 3)).square().mean())
+    assert_equal(model, reference)
+    assert len(wrapper.get_lr()['lr']) == len(expected.get_lr()['lr'])
+
+
+def test_in_mixed_precision_without_a_loss_scale(monkeypatch):
+    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
+    model, reference = network(), network()
+    optimizer = AdamW(groups(model))
+    wrapper = AmpOptimWrapper(loss_scale=dict(enabled=False), optimizer=optimizer)
+    wrapper.update_params(model(torch.ones(2, 3)).square().mean())
+    expected = torch.optim.AdamW(groups(reference))
+    reference(torch.ones(2, 3)).square().mean().backward()
+    expected.step()
+    assert_equal(model, reference)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+@pytest.mark.parametrize('scale', [None, 2.0, float('inf')])
+def test_fused_on_cuda(scale):
+    """The values are PyTorch's; a scaler that sees infinity skips the step."""
+    model, reference = network('cuda'), network('cuda')
+    ours = AdamW(groups(model))
+    assert all(group['fused'] for group in ours.param_groups)
+    theirs = torch.optim.AdamW(groups(reference), foreach=False)
+    before = deepcopy(model)
+    for network_, optimizer in ((model, ours), (reference, theirs)):
+        if scale is None:
+            train(network_, optimizer, 3)
+            continue
+        scaler = torch.cuda.amp.GradScaler(init_scale=scale)
+        loss = network_(torch.ones(2, 3, device='cuda')).square().mean()
+        scaler.scale(loss).backward()
+        if network_ is model:
+            torch.cuda.set_sync_debug_mode('error')
+        try:
+            scaler.step(optimizer)
+            scaler.update()
+        finally:
+            torch.cuda.set_sync_debug_mode('default')
+    pairs = zip(model.parameters(), reference.parameters(), strict=True)
+    for value, expected in pairs:
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)
+    if scale == float('inf'):
+        assert_equal(model, before)
+
+    # On to the CPU, and back.
+    here = network('cpu')
+    here.load_state_dict(model.state_dict())
+    on_cpu = AdamW(groups(here))
+    on_cpu.load_state_dict(ours.state_dict())
+    ours.load_state_dict(on_cpu.state_dict())
+    train(here, on_cpu, 1)
+    train(model, ours, 1)
+    for value, expected in zip(model.parameters(), here.parameters(), strict=True):
+        torch.testing.assert_close(value.cpu(), expected, rtol=1e-4, atol=1e-5)
