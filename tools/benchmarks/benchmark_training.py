@@ -51,6 +51,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
 from mmpsvit.cli import read_config, run_main, use_mixed_precision
+from mmpsvit.engine import CompileHook
 
 JPEG_SIZE = (500, 375)
 PHOTOGRAPHS = ('astronaut', 'chelsea', 'coffee', 'rocket')
@@ -118,8 +119,10 @@ class LoopTimer(Hook):
             waits = runner.message_hub.get_scalar('train/data_time')
             self.figures['milliseconds'] = 1e3 * seconds / runs
             self.figures['waiting_for_data_ms'] = 1e3 * float(waits.mean(runs))
-            self.counter.__enter__()
-        elif self.done == self.last + 1:
+            # Compiled code does not dispatch its operators.
+            if not any(isinstance(hook, CompileHook) for hook in runner.hooks):
+                self.counter.__enter__()
+        elif self.done == self.last + 1 and self.counter.count:
             self.counter.__exit__(None, None, None)
             self.figures['operators'] = self.counter.count
 

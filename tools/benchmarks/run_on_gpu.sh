@@ -77,8 +77,8 @@ PYTHON
 ) || fail "$(tail -n 1 "$out/imports.log")"
 skipped=$(grep '^- ' <<<"$skipped" || true) # packages print remarks of their own
 
-names=(aims tests inference compiled latency training training_compiled sampling_share
-    sampling_share_triton loop sampling)
+names=(aims tests inference training compiled training_compiled latency sampling_share
+    sampling_share_triton loop sampling loop_compiled)
 for name in "${names[@]}"; do rm -f "$out/$name".{md,json,log,profile.txt}; done
 parts=()
 failed=0
@@ -129,7 +129,7 @@ else
     tests=(tests -m cuda)
     if "$python" -c 'import xdist' 2>/dev/null; then tests+=(--numprocesses 6); fi
     size=(--channels-last --runs 20) batch=(--batch-size 128)
-    loop=("$b14" --amp --batch-size 64 128 --workers "$(nproc)" --images 1024)
+    loop=("$b14" --amp --batch-size 64 128 --workers "$(nproc)" --images 512)
     share=("$b14" --batch-size 128)
     operator=(--batch-size 128 --dtype float32 bfloat16)
 fi
@@ -138,20 +138,25 @@ bench inference speed "${networks[@]}" --fuse "${half[@]}" "${batch[@]}" \
     "${size[@]}" "${graphs[@]}" --profile
 bench training speed "${pair[@]}" --train --no-dropout "${half[@]}" "${batch[@]}" \
     "${size[@]}" --profile
-bench sampling_share sampling --step-share "${share[@]}" "${amp[@]}"
-bench sampling_share_triton sampling --step-share "${share[@]}" "${amp[@]}" \
-    --kernel triton
-bench loop training "${loop[@]}" --data "${jpeg[@]}"
-bench sampling sampling "${operator[@]}"
 if [ -n "$cpu" ]; then
     bench latency speed "${pair[@]}" --fuse --batch-size 1 "${size[@]}"
     skipped+=$'\n- Half precision, compiled networks, CUDA graphs, B/14 and DeiT-B.'
 else
     compile=(--compile "${graphs[@]}" "${bfloat16[@]}" "${size[@]}")
     bench compiled speed "${pair[@]}" "${small[@]}" --fuse "${batch[@]}" "${compile[@]}"
-    bench latency speed b14+triton deit-b --fuse --batch-size 1 "${compile[@]}"
     bench training_compiled speed b14+triton deit-b --train --no-dropout "${batch[@]}" \
         "${compile[@]}" --profile
+    bench latency speed b14+triton deit-b --fuse --batch-size 1 "${compile[@]}"
+fi
+bench sampling_share sampling --step-share "${share[@]}" "${amp[@]}"
+bench sampling_share_triton sampling --step-share "${share[@]}" "${amp[@]}" \
+    --kernel triton
+bench loop training "${loop[@]}" --data "${jpeg[@]}"
+bench sampling sampling "${operator[@]}"
+if [ -z "$cpu" ]; then
+    bench loop_compiled training "${loop[@]}" --data memory --cfg-options \
+        optim_wrapper.dtype=bfloat16 default_hooks.compile.type=mmpsvit.CompileHook \
+        model.backbone.sampler.kernel=triton
 fi
 part aims "$python" tools/benchmarks/aims.py "$out"
 
