@@ -8,8 +8,8 @@ import pytest
 
 TOOL = 'tools/benchmarks/run_on_gpu.sh'
 PARTS = [
-    'tests', 'inference', 'training', 'latency', 'sampling_share',
-    'sampling_share_triton', 'loop', 'sampling', 'aims',
+    'inference', 'training', 'latency', 'sampling_share', 'sampling_share_triton',
+    'loop', 'sampling', 'tests', 'aims',
 ]  # fmt: skip
 
 

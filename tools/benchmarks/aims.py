@@ -88,7 +88,7 @@ def aims_of(folder: Path) -> list[dict]:
             add(what, f'{speed}, {row["workers"]} workers; {loader}', '', 'per core')
     for row in training:
         if (row['model'], row['mode']) == ('b14', 'eager'):
-            what = 'peak memory of an eager training step'
+            what = f'peak memory of an eager training step, {row["dtype"]}'
             add(what, f'{row["peak_MiB"] / 1024:.2f} GiB', '7.2 GiB', 'not more')
     return rows
 
