@@ -15,8 +15,8 @@ those of images/s, to a baseline in the same dtype, mode and setting. Images are
 and on the device already. Inference ends with the logits; a training step is forward,
 label-smoothed cross entropy, backward and AdamW. Peak memory is beyond the weights.
 --compile and --cuda-graphs add rows to those of eager execution; both together capture
-the compiled network, or in training compile with mode='reduce-overhead'. The plain networks stay as they are written: NCHW,
-BatchNorms unfolded, eager.
+the compiled network, or in training compile with mode='reduce-overhead'. The plain
+networks stay as they are written: NCHW, BatchNorms unfolded, eager.
 
 With --sizes and --points images grow, points per side grow, or both, side by side. A
 plain ViT then gets as many tokens as the PS-ViTs: patches of the image's side over the

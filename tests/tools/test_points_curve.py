@@ -1,0 +1,48 @@
+# Copyright (c) mmpsvit contributors.
+"""points_curve.py: one checkpoint at several numbers of points."""
+
+import re
+
+import pytest
+
+TOOL = 'tools/analysis_tools/points_curve.py'
+
+
+def test_table_and_picture(trained, small, run_tool, tmp_path):
+    config, options, _ = small
+    output = run_tool(
+        TOOL, config, trained, '--num-points', 8, 4, '--out', 'curve', '--runs', 2,
+        '--batch-size', 2, '--work-dir', 'curves', *options,
+    )  # fmt: skip
+    table = (tmp_path / 'curve.md').read_text()
+    assert table in output
+    header, _, *rows = (line.strip('| ').split(' | ') for line in table.splitlines())
+    assert header == ['num_points', 'accuracy/top1', 'GMACs', 'images/s']
+    four, eight = (dict(zip(header, row, strict=True)) for row in rows)
+    assert (four['num_points'], eight['num_points']) == ('4', '8')
+    assert float(eight['GMACs']) > 1.5 * float(four['GMACs'])
+    # As tools/test.py has it at one of them.
+    output = run_tool(
+        'tools/test.py', config, trained, '--work-dir', 'test', *options,
+        'model.backbone.sampler.num_points=8',
+    )  # fmt: skip
+    (accuracy,) = re.findall(r'accuracy/top1: ([\d.]+)', output)
+    assert float(eight['accuracy/top1']) == pytest.approx(float(accuracy), abs=0.01)
+    assert (tmp_path / 'curve.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--num-points', 0], 'argument --num-points: at least 1, got 0'),
+        (
+            ['--num-points', 4, '--cfg-options', 'model.backbone.sampler=None'],
+            'has no sampler with num_points',
+        ),
+    ],
+)
+def test_mistakes(arguments, message, root, run_tool, tmp_path):
+    checkpoint = tmp_path / 'x.pth'
+    checkpoint.touch()
+    config = root / 'configs/cluttered_digits/psvit.py'
+    assert message in run_tool(TOOL, config, checkpoint, *arguments, code=2)
