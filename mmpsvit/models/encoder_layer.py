@@ -72,9 +72,7 @@ class Attention(MultiheadAttention):
                 dropout_p=self.attn_drop if self.training else 0.0,
             )
         x = self.proj(x.transpose(1, 2).reshape(batch, count, self.embed_dims))
-        if self.training or not isinstance(self.gamma1, nn.Identity):
-            x = self.out_drop(self.gamma1(self.proj_drop(x)))
-        return x
+        return self.out_drop(self.gamma1(self.proj_drop(x)))
 
 
 class MLP(FFN):

@@ -57,8 +57,8 @@ def conv7_as_conv4(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     # (K, C, 7, 7) -> (K, filled, 4, 4)
     weight = F.pixel_unshuffle(F.pad(weight, (1, 0, 1, 0)), 2)
     weight = F.pad(weight, (0, 0, 0, 0, 0, filled - 4 * channels))
-    # A row or column of zeros completes an odd size.
-    x = F.pad(x, (0, width % 2, 0, height % 2))
+    if height % 2 or width % 2:  # a row or column of zeros completes it
+        x = F.pad(x, (0, width % 2, 0, height % 2))
     rows, columns = x.shape[2] // 2, x.shape[3] // 2
     # All in one copy: (B, C, 2 h, 2 w) -> (B, h + 3, w + 3, filled)
     dtype = _conv_dtype(x)
