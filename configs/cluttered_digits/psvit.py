@@ -87,7 +87,10 @@ param_scheduler = [
     dict(_scope_='mmpretrain', type='CosineAnnealingLR', by_epoch=False),
 ]
 train_cfg = dict(
-    type='mmpsvit.ExactIterBasedTrainLoop', max_iters=800, val_interval=200
+    _scope_='mmpretrain',  # the loop builds the data set
+    type='mmpsvit.ExactIterBasedTrainLoop',
+    max_iters=800,
+    val_interval=200,
 )
 val_cfg = dict()
 test_cfg = dict()

@@ -42,16 +42,18 @@ model = dict(
     ),
 )
 
+# `_scope_` lets a config take this over that inherits it as `mmpsvit::...`.
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='PackDetInputs'),
+    dict(_scope_='mmdet', type='LoadImageFromFile'),
+    dict(_scope_='mmdet', type='LoadAnnotations', with_bbox=True),
+    dict(_scope_='mmdet', type='PackDetInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(_scope_='mmdet', type='LoadImageFromFile'),
     # Changes nothing, but tells the head how boxes map back to the image.
-    dict(type='Resize', scale_factor=1.0),
+    dict(_scope_='mmdet', type='Resize', scale_factor=1.0),
     dict(
+        _scope_='mmdet',
         type='PackDetInputs',
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
     ),
@@ -60,6 +62,7 @@ train_dataloader = dict(
     batch_size=16,
     num_workers=1,
     dataset=dict(
+        _scope_='mmdet',
         type='CocoDataset',
         data_root='data/cluttered_coco/',
         ann_file='annotations/train.json',
@@ -73,6 +76,7 @@ val_dataloader = dict(
     batch_size=16,
     num_workers=1,
     dataset=dict(
+        _scope_='mmdet',
         type='CocoDataset',
         data_root='data/cluttered_coco/',
         ann_file='annotations/val.json',
@@ -84,6 +88,7 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
 )
 val_evaluator = dict(
+    _scope_='mmdet',
     type='CocoMetric',
     ann_file='data/cluttered_coco/annotations/val.json',
     metric='bbox',
@@ -106,7 +111,10 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', by_epoch=False),
 ]
 train_cfg = dict(
-    type='mmpsvit.ExactIterBasedTrainLoop', max_iters=1200, val_interval=400
+    _scope_='mmdet',  # the loop builds the data set
+    type='mmpsvit.ExactIterBasedTrainLoop',
+    max_iters=1200,
+    val_interval=400,
 )
 val_cfg = dict()
 test_cfg = dict()
