@@ -77,9 +77,11 @@ class _Options(DictAction):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         try:
             super().__call__(parser, namespace, values, option_string)
-        except (AssertionError, SyntaxError, ValueError):
+        # The last for lists in dicts.
+        except (AssertionError, SyntaxError, ValueError, RecursionError):
             parser.error(
-                f'argument {option_string}: expected key=value, got {" ".join(values)}'
+                f'argument {option_string}: expected key=value, where the value is no '
+                f'dict, got {" ".join(values)}'
             )
 
 
