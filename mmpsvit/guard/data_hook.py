@@ -42,7 +42,7 @@ class DataHook(Hook):
         """Look at the data sets, which are built by now."""
         loader = runner.train_dataloader
         if isinstance(runner.train_loop, EpochBasedTrainLoop) and isinstance(
-            loader.sampler, InfiniteSampler
+            getattr(loader, 'sampler', None), InfiniteSampler
         ):
             raise DataError(
                 'the first epoch would never end: train_dataloader.sampler is an '

@@ -129,7 +129,7 @@ class ExactCheckpointHook(CheckpointHook):
         if len(processes) == get_world_size():
             with self._telling_damage():
                 set_process_state(runner, processes[get_rank()])
-            if runner.train_dataloader.persistent_workers:
+            if getattr(runner.train_dataloader, 'persistent_workers', False):
                 # To start them again takes a random number that they took long ago.
                 self._state_with_workers = processes[get_rank()]['random']
         if not self._loaded.get('validated', True) and _is_validation_due(runner):
@@ -288,7 +288,7 @@ def _differences(runner: Runner, checkpoint: dict) -> Iterator[str]:
             'train_cfg.type=mmpsvit.ExactIterBasedTrainLoop (without by_epoch) and '
             'train_dataloader.sampler.type=InfiniteSampler keep them'
         )
-    if loop.dataloader.persistent_workers:
+    if getattr(loop.dataloader, 'persistent_workers', False):
         yield (
             'random numbers of the data workers are others; '
             'train_dataloader.persistent_workers=False keeps them'

@@ -9,7 +9,7 @@ from functools import partial
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_world_size
 from mmengine.runner import IterBasedTrainLoop
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DataLoader
 
 from mmpsvit.registry import LOOPS
 
@@ -31,9 +31,12 @@ class ExactIterBasedTrainLoop(IterBasedTrainLoop):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        # A loader need not be PyTorch's.
         loader = self.dataloader
-        self.is_exact = isinstance(loader.sampler, InfiniteSampler) and (
-            type(loader.batch_sampler) is BatchSampler
+        self.is_exact = (
+            isinstance(loader, DataLoader)
+            and isinstance(loader.sampler, InfiniteSampler)
+            and type(loader.batch_sampler) is BatchSampler
         )
         if self.is_exact:
             # MMEngine's newer iterators skip batches, older ones load them to do so.

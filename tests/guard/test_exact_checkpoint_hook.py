@@ -25,7 +25,7 @@ from small_training import (
     read_warnings,
 )
 
-from mmpsvit.guard import CheckpointError, adopt_seed, load_checkpoint
+from mmpsvit.guard import CheckpointError, DataHook, adopt_seed, load_checkpoint
 from mmpsvit.guard.checkpoint import load_from_local
 
 
@@ -163,6 +163,23 @@ def test_workers_that_start_anew_do_not_repeat_themselves(tmp_path):
     options = dict(num_workers=1, dataset=Draws(), recorder=recorder)
     make_runner(tmp_path, False, **options).train()
     assert len(set(recorder.inputs)) == len(recorder.inputs) == 4 * ITERATIONS
+
+
+class Batches(list):
+    """A loader that is not PyTorch's."""
+
+    dataset = Vectors()
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_loader_of_others(by_epoch, tmp_path):
+    """MMEngine takes any iterable that has a data set."""
+    for resume in (False, True):
+        runner = make_runner(tmp_path, by_epoch, resume=resume)
+        runner.register_hook(DataHook())
+        vectors = list(torch.zeros(4, 4))
+        runner._train_dataloader = Batches([dict(inputs=vectors)] * 2)
+        runner.train()
 
 
 @pytest.mark.parametrize(
