@@ -53,8 +53,12 @@ class AtomicBackend(LocalBackend):
 
     def put(self, obj: bytes, filepath: str | os.PathLike) -> None:
         """Write bytes to a file."""
-        with write_atomically(filepath) as temporary:
-            temporary.write_bytes(obj)
+        try:
+            with write_atomically(filepath) as temporary:
+                temporary.write_bytes(obj)
+        except OSError as error:
+            error.filename = str(filepath)  # that of a full disk names none
+            raise
 
     def put_text(
         self, obj: str, filepath: str | os.PathLike, encoding: str = 'utf-8'

@@ -19,6 +19,16 @@ def test_file_is_written(tmp_path):
     assert len(list((tmp_path / 'new').iterdir())) == 2
 
 
+def test_full_disk_is_named(tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, 'no space')
+
+    monkeypatch.setattr(os, 'fsync', fail)
+    with pytest.raises(OSError, match=r'no space: .*a\.pth'):
+        AtomicBackend().put(b'weights', tmp_path / 'a.pth')
+    assert not list(tmp_path.iterdir())
+
+
 def test_modes_are_those_of_other_files(tmp_path):
     AtomicBackend().put(b'weights', tmp_path / 'a.pth')
     (tmp_path / 'b.pth').write_bytes(b'weights')
