@@ -1,7 +1,7 @@
 # Copyright (c) mmpsvit contributors.
 """Bilinear sampling of a feature map at free points (PS-ViT, section 3.1), and back.
 
-With the kernels beside it, the only file that knows devices, dtypes and memory formats.
+With the files beside it, the only one that knows devices, dtypes and memory formats.
 
 Coordinates are pixels of the map, (x, y), and an integer coordinate is the
 centre of a pixel. Outside the map the feature is zero: a corner of the bilinear
@@ -219,9 +219,9 @@ class _Sample(torch.autograd.Function):
             samples = forward(table, points.contiguous())
         else:
             samples = kernels.empty_samples(table, points)
-        return samples, None if slot is None else _new_slot(
-            slot, slot.shape, slot.dtype
-        )
+        if slot is not None:
+            slot = _new_slot(slot, slot.shape, slot.dtype)
+        return samples, slot
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: tuple) -> None:
