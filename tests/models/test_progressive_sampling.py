@@ -162,6 +162,26 @@ def test_half_and_double_models():
             assert result.points.dtype == precise
 
 
+def test_centered_offsets():
+    """All points of an image move by offsets without a mean; images differ."""
+    torch.manual_seed(0)
+    kwargs = dict(num_points=3, num_iters=3)
+    free = ProgressiveSampling(24, 3, 48, **kwargs).double()
+    for layer in free.offset_layers:
+        torch.nn.init.normal_(layer.weight, std=0.3)
+        torch.nn.init.normal_(layer.bias)
+    centered = ProgressiveSampling(24, 3, 48, center_offsets=True, **kwargs).double()
+    centered.load_state_dict(free.state_dict())
+    feat = torch.randn(2, 24, 8, 8, dtype=torch.float64)
+    expected, steps = (net(feat).trajectory.diff(dim=1) for net in (free, centered))
+    assert expected.mean(dim=2).abs().min() > 1e-3
+    assert steps.mean(dim=2).abs().max() < 1e-12 < steps[0].sub(steps[1]).abs().max()
+    first = expected[:, 0]
+    torch.testing.assert_close(
+        steps[:, 0], first - first.mean(1, keepdim=True), atol=1e-12, rtol=0
+    )
+
+
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [

@@ -90,6 +90,9 @@ class ProgressiveSampling(BaseModule):
         share_weights (bool): Whether one transformer layer and one offset layer
             serve all iterations. Defaults to False.
         offset_scale (float): Factor on the predicted offsets. Defaults to 1.
+        center_offsets (bool): Whether the offsets of an image lose their mean over its
+            points, so that the points cannot drift together. Not in the paper.
+            Defaults to False.
         drop_rate (float): Dropout after the attention's projection and in the MLP.
             Defaults to 0.
         drop_path_rate (float | Sequence[float]): Stochastic depth rate, of all
@@ -124,6 +127,7 @@ class ProgressiveSampling(BaseModule):
         point_stride: int | None = None,
         share_weights: bool = False,
         offset_scale: float = 1.0,
+        center_offsets: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float | Sequence[float] = 0.0,
         kernel: str = 'mmcv',
@@ -152,6 +156,7 @@ class ProgressiveSampling(BaseModule):
         self.num_iters = num_iters
         self.share_weights = share_weights
         self.offset_scale = offset_scale
+        self.center_offsets = center_offsets
         self.kernel = kernel
         self.with_cp = with_cp
 
@@ -332,6 +337,8 @@ class ProgressiveSampling(BaseModule):
         offsets = None
         if iteration < self.num_iters - 1:
             offsets = self.offset_layers[index](tokens.to(points.dtype))
+            if self.center_offsets:
+                offsets = offsets - offsets.mean(dim=1, keepdim=True)
         return tokens, offsets, sampled_map
 
 
