@@ -9,11 +9,11 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 # What MMEngine and MIM look for under mmpsvit/.mim of an installed package.
-MIM_FILES = ('configs', 'model-index.yml')
+MIM_FILES = ('configs', 'tools', 'model-index.yml')
 
 
-class BuildPyWithConfigs(build_py):
-    """Ships configs and model index inside the package."""
+class BuildPyWithMimFiles(build_py):
+    """Ships configs, tools and model index inside the package."""
 
     def run(self) -> None:
         super().run()
@@ -56,7 +56,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['mmpsvit', 'mmpsvit.*']),
-    cmdclass={'build_py': BuildPyWithConfigs},
+    cmdclass={'build_py': BuildPyWithMimFiles},
     # Either family of distributions may provide mmengine, mmcv, mmpretrain and
     # mmdet; naming one here would pull it in over the other.
     install_requires=[

@@ -52,6 +52,7 @@ switch_off_multimodal_models()
 
 from .models import ProgressiveSampling, PSViT, PSViTClsHead, SampledTokens
 from .ops import sample_points, splat_points
+from .utils import register_model_names
 
 # Lets configs say `_base_ = 'mmpsvit::psvit/b14.py'`.
 MODULE2PACKAGE.setdefault('mmpsvit', 'mmpsvit')
@@ -59,6 +60,7 @@ if not is_installed(MODULE2PACKAGE['mmseg']) and is_installed('mmseg'):
     # MMEngine knows MMSegmentation by the name of its original distribution only.
     MODULE2PACKAGE['mmseg'] = 'mmseg'
 find_editable_packages()
+register_model_names()
 
 __all__ = [
     'PSViT',

@@ -1,5 +1,5 @@
 # Copyright (c) mmpsvit contributors.
-"""The package as it is installed from its source distribution; training by MIM."""
+"""The package as it is installed from its source distribution; models by name; MIM."""
 
 import importlib
 import os
@@ -14,8 +14,10 @@ from pathlib import Path
 
 import mmcv
 import pytest
+import yaml
 
 import mmpsvit
+from mmpsvit import utils
 
 # Of a checkout; what a build leaves behind would hide what is missing.
 IGNORED = ('.*', '__pycache__', 'data', 'work_dirs', 'build', 'dist', '*.egg-info')
@@ -61,21 +63,26 @@ def site(sdist) -> Path:
     return folder
 
 
-def test_all_configs_are_shipped(root, sdist, site):
+def test_all_configs_and_tools_are_shipped(root, sdist, site):
     """And nothing beside the package, and no requirement of either family."""
     configs = {
         path.relative_to(root).as_posix()
-        for pattern in ('*.py', '*.yml')
-        for path in (root / 'configs').rglob(pattern)
+        for folder, pattern in (
+            *(('configs', pattern) for pattern in ('*.py', '*.yml')),
+            *(('tools', pattern) for pattern in ('*.py', '*.sh')),
+        )
+        for path in (root / folder).rglob(pattern)
     }
     assert sdist.name == f'mmpsvit-{mmpsvit.__version__}.tar.gz'
     with tarfile.open(sdist) as archive:
         in_sdist = {name.partition('/')[2] for name in archive.getnames()}
-    assert len(configs) > 30
+    assert len(configs) > 50
     assert configs <= in_sdist
     assert not [name for name in in_sdist if name.startswith('mmpsvit/.mim')]
     for name in ('model-index.yml', *configs):
-        assert (site / 'mmpsvit' / '.mim' / name).is_file()
+        shipped = site / 'mmpsvit' / '.mim' / name
+        assert shipped.is_file()
+        assert os.access(shipped, os.X_OK) == (shipped.suffix == '.sh'), name
     metadata = f'mmpsvit-{mmpsvit.__version__}.dist-info'
     assert {path.name for path in site.iterdir()} == {'mmpsvit', metadata}
     required = PathDistribution(site / metadata).requires
@@ -120,16 +127,17 @@ print('FOUND', type(model).__name__, backbone, classes)
     assert 'Failed to search registry' not in output
 
 
-def test_model_index_and_inferencer(site, tmp_path):
-    """MMPretrain finds all models by name, and infers by name or config alike."""
+def test_models_by_name(site, tmp_path):
+    """MMPretrain finds all classifiers by name, and infers by name or config alike."""
     code = """
 import sys
 import mmpsvit
 import numpy as np
 import torch
-from mmpretrain import ImageClassificationInferencer, ModelHub, get_model, list_models
-ModelHub.register_model_index(sys.argv[1] + '/model-index.yml', sys.argv[1])
-print('LISTED', *list_models('psvit*'))
+from mmpretrain import ImageClassificationInferencer, get_model, inference_model
+from mmpretrain import list_models
+print('LISTED', *list_models('*psvit*', task='Image Classification'))
+print('OTHERS', *list_models('*psvit*_coco'), *list_models('*psvit*_ade20k'))
 name, config = 'psvit-ti14_8xb64_in1k', sys.argv[1] + '/configs/psvit/ti14.py'
 torch.manual_seed(0)
 model = get_model(name)
@@ -138,9 +146,9 @@ classes = [f'class {i}' for i in range(1000)]
 meta = dict(dataset_meta=dict(classes=classes))
 torch.save(dict(meta=meta, state_dict=model.state_dict()), 'weights.pth')
 image = np.random.default_rng(0).integers(0, 255, (240, 320, 3), dtype=np.uint8)
-for model in (name, config):
-    infer = ImageClassificationInferencer(model, pretrained='weights.pth', device='cpu')
-    (result,) = infer(image)
+by_config = ImageClassificationInferencer(config, 'weights.pth', device='cpu')
+by_name = inference_model(name, image, pretrained='weights.pth', device='cpu')
+for result in (by_name, *by_config(image)):
     print('RESULT', result['pred_label'], result['pred_class'], result['pred_score'])
 """
     mim = site / 'mmpsvit' / '.mim'
@@ -150,6 +158,8 @@ for model in (name, config):
     assert names and sorted(names) == sorted(
         re.search('LISTED (.*)', output)[1].split()
     )
+    # MMPretrain could not build them.
+    assert re.search('OTHERS(.*)', output)[1].split() == []
     by_name, by_config = re.findall(r'RESULT (\d+) class (\d+) ([\d.]+)', output)
     assert by_name == by_config
     label, name, score = by_name
@@ -158,9 +168,62 @@ for model in (name, config):
     assert 0 < float(score) < 0.1
 
 
-def test_train_script_of_mim(site, root, image_folder, tmp_path):
-    """What `mim train mmpretrain CONFIG` runs; it does not import mmpsvit."""
-    script = Path(find_spec('mmpretrain').origin).parent / '.mim' / 'tools' / 'train.py'
+def test_hub_of_mmengine(site, tmp_path):
+    """It builds a classifier and a detector, both in the scope that they need."""
+    pytest.importorskip('mmdet')
+    code = """
+import mmpsvit
+from mmengine.hub import get_config, get_model
+for name in ('psvit/ti14.py', 'mmdet/retinanet_psvit-ti14_fpn_1x_coco.py'):
+    model = get_model('mmpsvit::' + name)
+    print('BUILT', type(model).__name__, type(model.backbone).__name__)
+try:
+    get_config('mmpsvit::psvit/ti14.py', pretrained=True)
+except AssertionError as error:
+    print('ERROR', error)
+"""
+    output = run('-c', code, cwd=tmp_path, site=site)
+    built = re.findall('BUILT (.*)', output)
+    assert built == ['ImageClassifier PSViT', 'RetinaNet PSViT']
+    assert 'ERROR Cannot find `Weights`' in output
+
+
+def test_model_index_names_every_config(root):
+    """Those of the data sets in their names; the small ones are examples."""
+    index = yaml.safe_load((root / 'model-index.yml').read_text())
+    models = [
+        model
+        for file in index['Import']
+        for model in yaml.safe_load((root / file).read_text())['Models']
+    ]
+    configs = {
+        path.relative_to(root).as_posix()
+        for folder in ('psvit', 'mmdet', 'mmseg')
+        for path in (root / 'configs' / folder).rglob('*.py')
+    }
+    assert {model['Config'] for model in models} == configs
+    assert len({model['Name'] for model in models}) == len(models)
+
+
+def test_import_never_fails_for_the_index(tmp_path, monkeypatch, recwarn):
+    register = utils.register_model_names.__wrapped__
+    monkeypatch.setattr(utils, '__file__', str(tmp_path / 'utils.py'))
+    register()
+    assert not recwarn.list
+    index = tmp_path / '.mim' / 'configs' / 'psvit' / 'metafile.yml'
+    index.parent.mkdir(parents=True)
+    index.write_text('no index')
+    with pytest.warns(UserWarning, match='does not know the models of .*metafile'):
+        register()
+
+
+@pytest.mark.parametrize('package', ['mmpretrain', 'mmpsvit'])
+def test_train_script_of_mim(package, site, root, image_folder, tmp_path):
+    """What `mim train PACKAGE CONFIG` runs; MMPretrain's does not import mmpsvit."""
+    installed = (
+        site if package == 'mmpsvit' else Path(find_spec(package).origin).parents[1]
+    )
+    script = installed / package / '.mim' / 'tools' / 'train.py'
     folder = image_folder('images', ['circle', 'square', 'star'], per_class=2)
     options = [
         'model.head.num_classes=3',
@@ -174,7 +237,9 @@ def test_train_script_of_mim(site, root, image_folder, tmp_path):
         *(f'{x}_dataloader.persistent_workers=False' for x in ('train', 'val')),
     ]
     config = root / 'configs' / 'cluttered_digits' / 'psvit.py'
-    command = (script, config, '--launcher', 'none', '--work-dir', 'work')
+    # torch.distributed.launch, which MIM starts for several GPUs, adds the first.
+    command = (script, '--local-rank=0', config, '--launcher', 'none')
+    command += ('--work-dir', 'work')
     output = run(*command, '--cfg-options', *options, cwd=tmp_path, site=site)
     assert 'accuracy/top1' in output
     assert (tmp_path / 'work' / 'iter_2.pth').exists()

@@ -5,6 +5,7 @@ _base_ = [
 ]
 
 model = dict(
+    _scope_='mmdet',
     backbone=dict(_base_.pop('psvit_b14'), out_strides=(8, 16, 32)),
     neck=dict(in_channels=[384] * 3),
 )

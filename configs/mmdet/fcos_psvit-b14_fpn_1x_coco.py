@@ -2,6 +2,7 @@
 _base_ = ['mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py', '../_base_/dense.py']
 
 model = dict(
+    _scope_='mmdet',
     # The base is caffe-style (BGR, std 1); PS-ViT is trained on normalised RGB.
     data_preprocessor=dict(
         mean=[123.675, 116.28, 103.53],

@@ -5,6 +5,7 @@ _base_ = [
 ]
 
 model = dict(
+    _scope_='mmseg',
     # The base's own key, for weights of its ResNet.
     pretrained=None,
     backbone=_base_.pop('psvit_b14'),

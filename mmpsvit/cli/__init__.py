@@ -111,6 +111,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         default='none',
         help='job launcher',
     )
+    # From MIM's torch.distributed.launch; the rank is in the environment too.
+    parser.add_argument('--local-rank', '--local_rank', help=argparse.SUPPRESS)
 
 
 def read_config(
