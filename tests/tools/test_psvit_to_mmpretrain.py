@@ -58,29 +58,40 @@ def logits_of(checkpoint, images) -> torch.Tensor:
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize('form', ['plain', 'model', 'trainer', 'ema'])
+@pytest.mark.parametrize(
+    'form', ['plain', 'wrapped', 'model', 'trainer', 'ema', 'both']
+)
 def test_logits_of_the_reference(form, figures, state, run_tool, tmp_path):
     other = {key: torch.zeros_like(value) for key, value in state.items()}
     wrapped = {f'module.{key}': value for key, value in state.items()}
     namespace = argparse.Namespace(lr=5e-4, model='vit')
-    content, options = {
-        'plain': (state, []),
-        'model': (dict(model=wrapped), []),
+    content, options, found = {
+        'plain': (state, [], ''),
+        'wrapped': (wrapped, [], ''),
+        'model': (dict(model=wrapped), [], 'model of '),
         'trainer': (
             dict(state_dict=wrapped, state_dict_ema=other, args=namespace, epoch=3),
             [],
+            'state_dict of ',
         ),
-        'ema': (dict(state_dict=other, state_dict_ema=wrapped, epoch=3), ['--ema']),
+        'ema': (dict(state_dict_ema=state), [], 'state_dict_ema of '),
+        'both': (
+            dict(state_dict=other, state_dict_ema=wrapped, epoch=3),
+            ['--ema'],
+            'state_dict_ema of ',
+        ),
     }[form]
     torch.save(content, tmp_path / 'theirs.pth')
     output = run_tool(TOOL, 'theirs.pth', 'out/ours.pth', *options)
-    assert 'weights from theirs.pth' in output
+    said = f'10 classes; {len(state) - 9} weights from {found}theirs.pth, 9 left out'
+    assert said in output
+    assert ('also holds averaged weights' in output) == (form == 'trainer')
 
     logits = logits_of(tmp_path / 'out' / 'ours.pth', figures['in/images'])
     assert (logits - figures['out/logits']).abs().max() < 1e-9
     meta = load_checkpoint(tmp_path / 'out' / 'ours.pth')['meta']
     assert meta['source'] == 'theirs.pth'
-    assert meta['averaged'] == (form == 'ema')
+    assert meta['averaged'] == (form in ('ema', 'both'))
     assert len(meta['source_sha256']) == 64
     assert [path.name for path in (tmp_path / 'out').iterdir()] == ['ours.pth']
 

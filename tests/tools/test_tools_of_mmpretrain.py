@@ -1,5 +1,5 @@
 # Copyright (c) mmpsvit contributors.
-"""MMPretrain's tools on a config and a checkpoint, by the commands of docs/features.md."""
+"""MMPretrain's tools on a small training, by the commands of docs/features.md."""
 
 import re
 import shlex

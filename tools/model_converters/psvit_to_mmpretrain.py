@@ -4,7 +4,8 @@
     python tools/model_converters/psvit_to_mmpretrain.py SRC DST
 
 SRC is a plain state dict, also as `.safetensors`, or a training checkpoint that holds
-one under `state_dict`, `state_dict_ema` (`--ema`) or `model`. DST loads into
+one under `state_dict`, `model` or `state_dict_ema` (where others are there too: by
+`--ema`), with or without `module.` before the names. DST loads into
 `configs/psvit/{ti14,b14,...}.py`: no weight depends on the number of points.
 """
 
@@ -84,20 +85,23 @@ def read(path: Path) -> dict:
         raise ConversionError(f'it cannot be read ({error})') from None
 
 
-def pick_state_dict(checkpoint: dict, ema: bool) -> dict[str, Tensor]:
-    """Find the weights in what the file holds."""
+def pick_state_dict(
+    checkpoint: dict, ema: bool
+) -> tuple[dict[str, Tensor], str | None]:
+    """Find the weights in what a file holds, and the key they are under, if any."""
     if ema and 'state_dict_ema' not in checkpoint:
         raise ConversionError(
             f'argument --ema: no state_dict_ema among {sorted(checkpoint)[:9]}'
         )
-    keys = ('state_dict_ema',) if ema else ('state_dict', 'model')
-    state = next((checkpoint[key] for key in keys if key in checkpoint), checkpoint)
+    keys = ('state_dict_ema',) if ema else ('state_dict', 'model', 'state_dict_ema')
+    found = next((key for key in keys if key in checkpoint), None)
+    state = checkpoint if found is None else checkpoint[found]
     if not isinstance(state, dict) or not state:
         raise ConversionError('the file holds no state dict')
     strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if strange:
         raise ConversionError(f'these entries are no tensors: {strange[:9]}')
-    return {key.removeprefix('module.'): value for key, value in state.items()}
+    return {key.removeprefix('module.'): value for key, value in state.items()}, found
 
 
 def convert_name(key: str) -> str | None:
@@ -198,20 +202,29 @@ def main() -> None:
     if target.exists():
         parser.error(f'argument dst: {target} exists and is not overwritten')
     try:
-        weights, arch = convert(pick_state_dict(read(source), args.ema))
+        checkpoint = read(source)
+        state, found = pick_state_dict(checkpoint, args.ema)
+        weights, arch = convert(state)
     except (CheckpointError, ConversionError) as error:
         sys.exit(f'psvit_to_mmpretrain.py: error: {source}: {error}')
 
     meta = dict(
         source=source.name,
         source_sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
-        averaged=args.ema,
+        averaged=found == 'state_dict_ema',
         converted_by=f'mmpsvit {mmpsvit.__version__}',
         arch=arch,
     )
     with write_atomically(target) as temporary:
         torch.save(dict(state_dict=weights, meta=meta), temporary)
-    print(f'{target}: PS-ViT, arch {arch}, {len(weights)} weights from {source.name}')
+    classes = len(weights['head.layers.head.bias'])
+    where = f'{found} of {source.name}' if found else source.name
+    print(
+        f'{target}: PS-ViT, arch {arch}, {classes} classes; {len(weights)} weights '
+        f'from {where}, {len(state) - len(weights)} left out (start points, copies)'
+    )
+    if found != 'state_dict_ema' and 'state_dict_ema' in checkpoint:
+        print(f'{source.name} also holds averaged weights, which --ema takes')
 
 
 if __name__ == '__main__':
