@@ -16,7 +16,6 @@ from os import PathLike
 from pathlib import Path
 
 import mmengine
-import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
@@ -30,6 +29,7 @@ from mmpsvit.cli import (
     one_line_errors,
     run_main,
     set_dataloader_defaults,
+    set_test_precision,
     type_name,
 )
 from mmpsvit.guard import leaf_datasets, write_atomically
@@ -77,21 +77,11 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
         if Path(args.out).is_dir():
             parser.error(f'argument --out: {args.out} is a folder')
     if args.amp:
-        cfg.test_cfg.fp16 = True
-    if args.amp_dtype:
-        _set_autocast_dtype(getattr(torch, args.amp_dtype))
+        set_test_precision(cfg, args.amp_dtype)
     if args.tta:
         _use_tta(parser, cfg)
     set_dataloader_defaults(cfg, not args.no_pin_memory)
     return args, cfg
-
-
-def _set_autocast_dtype(dtype: torch.dtype) -> None:
-    """Set PyTorch's default, which MMEngine's loop takes: it has no dtype itself."""
-    if hasattr(torch, 'set_autocast_dtype'):
-        torch.set_autocast_dtype('cuda', dtype)
-    else:  # before PyTorch 2.4
-        torch.set_autocast_gpu_dtype(dtype)
 
 
 def _use_tta(parser: argparse.ArgumentParser, cfg: Config) -> None:

@@ -44,6 +44,7 @@ __all__ = [
     'read_config',
     'run_main',
     'set_dataloader_defaults',
+    'set_test_precision',
     'training_remarks',
     'type_name',
     'use_mixed_precision',
@@ -77,11 +78,14 @@ class _Options(DictAction):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         try:
             super().__call__(parser, namespace, values, option_string)
-        # The last for lists in dicts.
-        except (AssertionError, SyntaxError, ValueError, RecursionError):
+        except (AssertionError, SyntaxError, ValueError):
             parser.error(
-                f'argument {option_string}: expected key=value, where the value is no '
-                f'dict, got {" ".join(values)}'
+                f'argument {option_string}: expected key=value, got {" ".join(values)}'
+            )
+        except RecursionError:  # lists in dicts
+            parser.error(
+                f'argument {option_string}: a value may not be a dict, name its keys '
+                f'(a.b=1), got {" ".join(values)}'
             )
 
 
@@ -215,6 +219,23 @@ def use_mixed_precision(
     # The range of bfloat16 is that of float32.
     needs_none = wrapper.dtype == 'bfloat16'
     wrapper.setdefault('loss_scale', dict(enabled=False) if needs_none else 'dynamic')
+
+
+def set_test_precision(cfg: Config, dtype: str | None = None) -> None:
+    """Let a test compute in mixed precision.
+
+    Args:
+        cfg (Config): Config of a test.
+        dtype (str, optional): 'float16' or 'bfloat16'. Defaults to PyTorch's default.
+    """
+    cfg.test_cfg.fp16 = True
+    if dtype is None:
+        return
+    # MMEngine's loop has no dtype: it takes PyTorch's default.
+    if hasattr(torch, 'set_autocast_dtype'):
+        torch.set_autocast_dtype('cuda', getattr(torch, dtype))
+    else:  # before PyTorch 2.4
+        torch.set_autocast_gpu_dtype(getattr(torch, dtype))
 
 
 def build_runner(cfg: Config, must_fit: Sequence[str] = ()) -> Runner:

@@ -53,7 +53,8 @@ class FiniteLossHook(Hook):
         """Keep the losses of an iteration."""
         for name, value in (outputs or {}).items():
             if 'loss' in name and isinstance(value, Tensor):
-                value = value.detach()
+                # A copy: the next replay of a CUDA graph writes over its results.
+                value = value.detach().clone()
                 # Zero, unless one of several is not finite.
                 value = (value - value).sum() if value.ndim else value
                 # Iterations are counted from 1, as in the log.

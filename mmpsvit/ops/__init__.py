@@ -1,5 +1,5 @@
 # Copyright (c) mmpsvit contributors.
-from .convolution import conv7_as_conv4, conv_relu, restating_pays
+from .convolution import conv7_as_conv4, conv_relu, may_restate
 from .point_sampling import (
     KERNELS,
     SampledMap,
@@ -14,7 +14,7 @@ __all__ = [
     'channels_last',
     'conv7_as_conv4',
     'conv_relu',
-    'restating_pays',
+    'may_restate',
     'sample_points',
     'splat_points',
 ]

@@ -3,7 +3,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .kernels import operator
 
@@ -32,9 +32,16 @@ def conv_relu(x: Tensor, weight: Tensor, bias: Tensor, padding: int = 0) -> Tens
     return _fused_conv_relu(*inputs, padding)
 
 
-def restating_pays(x: Tensor) -> bool:
-    """Whether :func:`conv7_as_conv4` is faster: on CUDA, in half precision."""
-    return x.is_cuda and _conv_dtype(x) in (torch.float16, torch.bfloat16)
+def may_restate(x: Tensor, conv: nn.Module) -> bool:
+    """Whether :func:`conv7_as_conv4` may replace a module, and is faster.
+
+    It is on CUDA, in half precision. A module that somebody replaced, or that has hooks
+    (pruning has), must be called.
+    """
+    if not x.is_cuda or _conv_dtype(x) not in (torch.float16, torch.bfloat16):
+        return False
+    is_plain = type(conv) is nn.Conv2d and conv.kernel_size == (7, 7)
+    return is_plain and not conv._forward_pre_hooks and not conv._forward_hooks
 
 
 def conv7_as_conv4(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -71,7 +71,8 @@ def operator(name: str, fake: Callable, mutates: tuple[str, ...] = ()) -> Callab
 
         @functools.wraps(function)
         def call(*args):
-            return (made if torch.compiler.is_compiling() else function)(*args)
+            in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+            return (made if in_graph else function)(*args)
 
         return call
 

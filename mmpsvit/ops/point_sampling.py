@@ -43,9 +43,9 @@ def sample_points(feat: Tensor, points: Tensor, kernel: str = 'mmcv') -> Tensor:
     PyTorch's own operators. ``torch.onnx.export`` finds ``F.grid_sample`` here, which
     is one operator of ONNX.
 
-    There are first derivatives only, also through ``torch.func.grad`` and ``vmap``: the
-    backward pass of a gradient (a gradient penalty, a Hessian) raises a RuntimeError or
-    its subclass NotImplementedError.
+    There are first derivatives only, also through ``torch.func.grad``: the backward
+    pass of a gradient (a gradient penalty, a Hessian) raises a RuntimeError or its
+    subclass NotImplementedError. ``vmap`` takes PyTorch's operators, not the kernels.
 
     Args:
         feat (Tensor): Feature map of shape (B, C, H, W), finite: a point outside may
@@ -61,7 +61,7 @@ def sample_points(feat: Tensor, points: Tensor, kernel: str = 'mmcv') -> Tensor:
         TypeError: If ``feat`` is not floating point, or ``points`` are neither
             float32 nor float64.
         ValueError: If ranks, last dimension, batch sizes or devices do not fit, the
-            map has no pixels, or the kernel is unknown.
+            map has no pixels or no channels, or the kernel is unknown.
     """
     dtype = feat.dtype
     _check_arguments(feat, points)
@@ -310,9 +310,10 @@ def _check_arguments(feat: Tensor, points: Tensor) -> None:
             f'points {tuple(points.shape)}'
         )
     _check_points(points, 'feat', feat)
-    if feat.shape[2] == 0 or feat.shape[3] == 0:
+    if 0 in feat.shape[1:]:
         raise ValueError(
-            f'feat must have at least one pixel, got feat {tuple(feat.shape)}'
+            'feat must have at least one pixel and one channel, got feat '
+            f'{tuple(feat.shape)}'
         )
 
 

@@ -54,8 +54,11 @@ def test_options_are_applied(load):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--cfg-options', 'train_cfg'], 'no dict, got train_cfg'),
-        (['--cfg-options', "a=[{'b':(1,2)}]"], "no dict, got a=[{'b':(1,2)}]"),
+        (['--cfg-options', 'train_cfg'], 'expected key=value, got train_cfg'),
+        (
+            ['--cfg-options', "a=[{'b':(1,2)}]"],
+            "may not be a dict, name its keys (a.b=1), got a=[{'b':(1,2)}]",
+        ),
         (
             ['--cfg-options', 'val_evaluator.3.topk=1'],
             '--cfg-options: they do not fit',

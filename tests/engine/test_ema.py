@@ -6,26 +6,14 @@ from copy import deepcopy
 
 import pytest
 import torch
+from dispatch import Operators
 from guard.small_training import Killed, Recorder, make_runner, read
 from guard.small_training import assert_same as assert_same_files
 from mmengine.model import ExponentialMovingAverage
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmpsvit.engine import ForeachEMA
-
-
-class Operators(TorchDispatchMode):
-    """Names of what PyTorch dispatches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 class Network(nn.Module):

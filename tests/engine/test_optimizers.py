@@ -5,26 +5,14 @@ from copy import deepcopy
 
 import pytest
 import torch
+from dispatch import Operators
 from mmengine.config import ConfigDict
 from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from stack import needs_new_torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmpsvit.engine import AdamW
-
-
-class Operators(TorchDispatchMode):
-    """Names of what PyTorch dispatches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 def network(device: str = 'cpu') -> nn.Module:

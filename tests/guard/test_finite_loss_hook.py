@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from dispatch import Operators
 from small_training import Recorder, make_runner, read
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmpsvit.guard import FiniteLossHook, NonFiniteLossError
 
@@ -111,25 +111,24 @@ def test_losses_of_several_numbers_and_dtypes(kind, tmp_path):
         hook.after_train_iter(runner, 0, outputs=losses)
 
 
-class Operators(TorchDispatchMode):
-    """Names of what PyTorch dispatches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
-def test_nothing_is_launched_between_readings():
+def test_a_copy_is_all_that_is_launched_between_readings():
     hook = FiniteLossHook(50)
     with Operators() as operators:
         for iteration in range(49):
             runner = SimpleNamespace(iter=iteration)
             hook.after_train_iter(runner, 0, outputs=dict(loss=torch.ones(())))
-    assert {*operators.names} <= {'ones', 'detach'}
+    assert {*operators.names} <= {'ones', 'detach', 'clone'}
+
+
+def test_losses_that_are_written_over():
+    """As in a CUDA graph: the first loss that was not finite is named."""
+    hook, loss = FiniteLossHook(50), torch.zeros(())
+    for iteration, value in enumerate([1.0, math.nan, 2.0]):
+        loss.fill_(value)
+        runner = SimpleNamespace(iter=iteration, work_dir='.')
+        hook.after_train_iter(runner, 0, outputs=dict(loss=loss))
+    with pytest.raises(NonFiniteLossError, match='loss of iteration 2 '):
+        hook.before_val(runner)
 
 
 def _see_loss(rank: int, port: str, folder: str) -> None:

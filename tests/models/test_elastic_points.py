@@ -94,23 +94,21 @@ def test_hook():
     for _ in range(2):
         model = nn.Sequential(make_backbone())
         runners.append(SimpleNamespace(model=model, seed=7, iter=0))
-    grids = []
-    for runner in runners:
+
+    def draw(runner: SimpleNamespace, start: int = 0) -> list:
         hook = ElasticPointsHook()
         hook.before_train(runner)
         drawn = []
-        for runner.iter in range(20):
+        for runner.iter in range(start, 20):
             hook.before_train_iter(runner, 0)
             drawn.append(runner.model[0].sampler.grid_size((8, 8)))
-        grids.append(drawn)
-    assert grids[0] == grids[1] and len(set(grids[0])) == 3
-    runners[0].seed, others = 8, []
-    hook = ElasticPointsHook()
-    hook.before_train(runners[0])
-    for runners[0].iter in range(20):
-        hook.before_train_iter(runners[0], 0)
-        others.append(runners[0].model[0].sampler.grid_size((8, 8)))
-    assert others != grids[0]
+        return drawn
+
+    grids = draw(runners[0])
+    assert len(set(grids)) == 3 and draw(runners[1]) == grids
+    assert draw(runners[1], start=10) == grids[10:]
+    runners[1].seed = 8
+    assert draw(runners[1]) != grids
 
 
 def test_hook_without_choices():

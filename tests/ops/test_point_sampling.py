@@ -230,6 +230,7 @@ def test_channels_last_map_is_not_copied():
         ((1, 3, 4, 4), (1, 2, 3), r'points must have shape .* \(1, 2, 3\)'),
         ((1, 3, 4, 4), (2, 2, 2), r'same batch size.*\(1, 3, 4, 4\).*\(2, 2, 2\)'),
         ((1, 3, 0, 4), (1, 2, 2), r'at least one pixel.*\(1, 3, 0, 4\)'),
+        ((1, 0, 4, 4), (1, 2, 2), r'and one channel.*\(1, 0, 4, 4\)'),
     ],
 )
 def test_wrong_shapes(feat, points, message):

@@ -36,8 +36,8 @@ def test_table_and_picture(trained, small, run_tool, tmp_path):
     [
         (['--num-points', 0], 'argument --num-points: at least 1, got 0'),
         (
-            ['--num-points', 4, '--cfg-options', 'model.backbone.sampler=None'],
-            'has no sampler with num_points',
+            ['--num-points', 4, '--cfg-options', 'model.backbone.type=ResNet'],
+            'is no PSViT',
         ),
     ],
 )

@@ -22,6 +22,7 @@ import time
 import torch
 from get_flops import analyse
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, autocast
 from torch import nn
@@ -35,6 +36,7 @@ from mmpsvit.cli import (
     one_line_errors,
     run_main,
     set_dataloader_defaults,
+    set_test_precision,
 )
 from mmpsvit.guard import write_atomically
 
@@ -54,13 +56,17 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
     cfg = load_config(parser, args)
     check_file(parser, 'checkpoint', args.checkpoint)
     cfg.load_from, cfg.resume = args.checkpoint, False
-    sampler = cfg.model.get('backbone', {}).get('sampler')
-    if sampler is None or sampler.get('point_stride'):
-        parser.error(f'argument config: {args.config} has no sampler with num_points')
+    backbone = cfg.model.get('backbone', {})
+    if backbone.get('type') != 'mmpsvit.PSViT':
+        parser.error(f'argument config: the backbone of {args.config} is no PSViT')
+    # Absent or None means the default one.
+    backbone.sampler = backbone.get('sampler') or {}
+    if backbone.sampler.get('point_stride'):
+        parser.error(f'argument config: {args.config} has no num_points')
     if min(args.num_points) < 1:
         parser.error(f'argument --num-points: at least 1, got {min(args.num_points)}')
     if args.amp:
-        cfg.test_cfg.fp16 = True
+        set_test_precision(cfg, args.amp_dtype)
     set_dataloader_defaults(cfg, not args.no_pin_memory)
     return args, cfg
 
@@ -137,6 +143,8 @@ def main() -> None:
             single.model.backbone.sampler.num_points = row['num_points']
             row['GMACs'] = analyse(single, size)[1] / 1e9
             row['images/s'] = speed
+    if not is_main_process():
+        return
     lines = [' | '.join(rows[0]), ' | '.join(['---:'] * len(rows[0]))]
     for row in rows:
         values = row.values()

@@ -115,7 +115,7 @@ jpeg=(memory jpeg)
 case $skipped in *skimage*) jpeg=(memory) ;; esac
 if [ -n "$cpu" ]; then
     # Half precision takes minutes on CPUs that have to emulate it.
-    networks=(ti14 deit-s) pair=(ti14) small=() half=() bfloat16=() amp=() graphs=()
+    networks=(ti14 deit-s) pair=(ti14) half=() amp=() graphs=()
     tests=(tests/tools/test_benchmark_sampling.py -k 'agree and not cuda')
     tiny=(--device cpu --runs 1 --warmup 1)
     size=("${tiny[@]}" --shape 32 --points 4) batch=(--batch-size 2)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mmpsvit.ops import conv7_as_conv4, conv_relu, restating_pays
+from mmpsvit.ops import conv7_as_conv4, conv_relu, may_restate
 from mmpsvit.registry import MODELS
 
 STEM_STRIDE = 4
@@ -79,7 +79,7 @@ class Stem(BaseModule):
 
     def _start(self, x: Tensor) -> Tensor:
         conv = self.conv1
-        if restating_pays(x):
+        if may_restate(x, conv):
             images, weight = conv7_as_conv4(x, conv.weight)
             if isinstance(self.bn1, nn.Identity):  # deployed
                 return self.maxpool(conv_relu(images, weight, conv.bias))
