@@ -232,6 +232,19 @@ def test_kernel_is_one_node_of_a_graph(stand_in):
     assert sum('mmpsvit.sample_with_mmcv' in name for name in nodes) == 3
 
 
+@needs_new_torch
+@pytest.mark.filterwarnings('ignore')  # traces are deprecated
+def test_kernel_is_one_node_of_a_trace(stand_in):
+    feat, points = inputs()
+    with torch.no_grad():
+        traced = torch.jit.trace(by_map, (feat, points), check_trace=False)
+        assert str(traced.graph).count('mmpsvit::sample_with_mmcv') == 3
+        feat = feat.flip(2)
+        assert_all_close(
+            list(traced(feat, points)), by_map(feat, points), atol=1e-12, rtol=0
+        )
+
+
 def test_half_precision_map(way):
     feat, points = inputs(dtype=torch.float32)
     half = feat.detach().bfloat16().requires_grad_()
