@@ -161,7 +161,11 @@ def title_of(prediction: BaseDataElement, classes: Sequence[str]) -> str:
         empty for a detector.
     """
     if isinstance(prediction, MultiTaskDataSample):
-        tasks = ((task, title_of(each, ())) for task, each in prediction.items())
+        # MMEngine keeps them in a set, in another order in each process.
+        tasks = (
+            (task, title_of(prediction.get(task), ()))
+            for task in sorted(prediction.keys())
+        )
         return '; '.join(f'{task}: {title}' for task, title in tasks if title)
     if 'pred_score' not in prediction:
         return ''

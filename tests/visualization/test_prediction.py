@@ -38,7 +38,7 @@ def item(channels: int = 3, label=None) -> dict:
         ({}, 1, r'b|a|2 \(\d+%\), truth: b'),
         ({'model.head': MULTI_LABEL}, [0, 1], r'(a|b|2) \(\d+%\), truth: a \+ b'),
         ({'model.head': MULTI_LABEL}, [], r'(a|b|2) \(\d+%\), truth: none'),
-        ({'model.head': MULTI_TASK}, None, r'wear: [01] \(\d+%\); age: [01] \(\d+%\)'),
+        ({'model.head': MULTI_TASK}, None, r'age: [01] \(\d+%\); wear: [01] \(\d+%\)'),
         ({'model.head': None}, None, ''),
         (
             {
