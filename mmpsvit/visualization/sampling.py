@@ -64,6 +64,33 @@ def record_sampling(model: nn.Module) -> Iterator[list[np.ndarray]]:
         handle.remove()
 
 
+def movement_shares(trajectories: Sequence[np.ndarray]) -> tuple[float, float] | None:
+    """How much of the points' movement is a drift, and how much follows the images.
+
+    Of the mean square of the displacements from the first to the last iteration: the
+    share of their mean over images and points, and that of what is left when each
+    point's mean over the images is taken away.
+
+    Args:
+        trajectories (Sequence[np.ndarray]): Of each image, (num_iters, N, 2), as
+            :func:`record_sampling` has them.
+
+    Returns:
+        tuple[float, float] | None: The shares. None of a single image, of images with
+        different numbers of points, or if nothing moves.
+    """
+    if len(trajectories) < 2 or len({points.shape for points in trajectories}) > 1:
+        return None
+    # (images, N, 2)
+    moved = np.stack([points[-1] - points[0] for points in trajectories]).astype(float)
+    total = np.square(moved).mean()
+    if total == 0:
+        return None
+    drift = np.square(moved.mean(axis=(0, 1))).mean()
+    follows = np.square(moved - moved.mean(axis=0)).mean()
+    return float(drift / total), float(follows / total)
+
+
 def draw_sampling(
     axes: Axes, image: np.ndarray, trajectory: np.ndarray, paths: bool = True
 ) -> None:

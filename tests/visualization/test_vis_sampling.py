@@ -10,6 +10,8 @@ from mmengine.registry import DATASETS
 from PIL import Image
 from small_network import PIPELINE, save, small_config
 
+from mmpsvit.visualization import movement_shares
+
 LOAD, PACK = PIPELINE
 RED = (230, 20, 10)
 
@@ -54,6 +56,7 @@ def test_test_set_of_arrays(draw):
     cfg = small_config(**{'test_dataloader.dataset': wrapped})
     picture, printed = draw(cfg, '--num-images', 3)
     assert '3 images drawn' in printed and is_red(picture)
+    assert 'is common to all points and images' in printed
 
 
 def test_files_for_a_network_of_arrays_and_hidden_folders(draw, tmp_path):
@@ -87,3 +90,16 @@ def test_mistakes(draw, monkeypatch, tmp_path):
         draw(small_config())
     with pytest.raises(SystemExit, match='no images below'):
         draw(small_config(), tmp_path)
+
+
+def test_movement_shares():
+    """A drift, a movement of each place, and one of each image, by their squares."""
+    start = np.zeros((2, 4, 2))
+    drift, place, image = 3.0, np.array([1, -1, 1, -1.0]), np.array([2.0, -2.0])
+    moved = drift + place[None, :, None] + image[:, None, None] * np.ones((2, 4, 2))
+    trajectories = list(np.stack([start, start + 9, start + moved], axis=1))
+    shares = movement_shares(trajectories)
+    assert shares == pytest.approx((9 / 14, 4 / 14))
+    assert movement_shares(trajectories[:1]) is None
+    assert movement_shares([each[[0, 0]] for each in trajectories]) is None
+    assert movement_shares([trajectories[0], trajectories[1][:, :3]]) is None

@@ -28,6 +28,7 @@ from mmpsvit.visualization import (
     FilePipeline,
     build_trained,
     in_channels,
+    movement_shares,
     predict_sampling,
     sampling_figure,
     spread_indices,
@@ -136,6 +137,12 @@ def draw(args: argparse.Namespace, cfg: Config) -> None:
     with write_atomically(args.out) as temporary:
         sampling_figure(*sampled, args.columns).savefig(temporary)
     print(f'{len(sampled.images)} images drawn: {args.out}')
+    if shares := movement_shares(sampled.trajectories):
+        drift, follows = (f'{share:.0%}' for share in shares)
+        print(
+            f'movement in these images: {drift} is common to all points and images, '
+            f'{follows} differs between images'
+        )
 
 
 def main() -> None:
