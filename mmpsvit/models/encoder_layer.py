@@ -76,7 +76,7 @@ class Attention(MultiheadAttention):
 
 
 class MLP(FFN):
-    """mmcv's, which inspects its own signature in every call: half of its host time."""
+    """mmcv's, without its decorator, which inspects a signature in every call."""
 
     def forward(self, x: Tensor, identity: Tensor) -> Tensor:
         """Add what the MLP makes of ``x`` to ``identity``, both (B, L, C)."""

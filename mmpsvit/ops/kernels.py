@@ -97,7 +97,7 @@ def sample_with_mmcv(table: Tensor, points: Tensor) -> Tensor:
 
     Args:
         table (Tensor): Map (B, H, W, C), float32, contiguous.
-        points (Tensor): Points (B, N, 2), (x, y) in pixels, float32.
+        points (Tensor): Points (B, N, 2), (x, y) in pixels, float32, contiguous.
 
     Returns:
         Tensor: Samples (B, N, C), float32.

@@ -108,15 +108,7 @@ def _settings(table: Tensor, points: Tensor) -> tuple[tuple[int], tuple[int, ...
 
 @operator('sample_with_triton', empty_samples)
 def sample_with_triton(table: Tensor, points: Tensor) -> Tensor:
-    """Sample a map.
-
-    Args:
-        table (Tensor): Map (B, H, W, C), contiguous, float32 or half precision.
-        points (Tensor): Points (B, N, 2), (x, y) in pixels, float32, contiguous.
-
-    Returns:
-        Tensor: Samples (B, N, C), float32.
-    """
+    """As :func:`mmpsvit.ops.kernels.sample_with_mmcv`, of maps in half precision too."""
     samples = empty_samples(table, points)
     grid, sizes, block = _settings(table, points)
     with torch.cuda.device_of(table):
@@ -128,17 +120,7 @@ def sample_with_triton(table: Tensor, points: Tensor) -> Tensor:
 def sample_with_triton_backward(
     grad: Tensor, table: Tensor, points: Tensor, grad_table: Tensor
 ) -> Tensor:
-    """Add the gradient of the map to ``grad_table``.
-
-    Args:
-        grad (Tensor): Gradient of the samples, (B, N, C), float32, contiguous.
-        table (Tensor): As in the forward pass.
-        points (Tensor): As in the forward pass.
-        grad_table (Tensor): (B, H, W, C), float32, contiguous.
-
-    Returns:
-        Tensor: Gradient of the points, (B, N, 2).
-    """
+    """As :func:`mmpsvit.ops.kernels.sample_with_mmcv_backward`."""
     to_points = torch.empty_like(points)
     grid, sizes, block = _settings(table, points)
     with torch.cuda.device_of(table):
