@@ -108,7 +108,7 @@ def _settings(table: Tensor, points: Tensor) -> tuple[tuple[int], tuple[int, ...
 
 @operator('sample_with_triton', empty_samples)
 def sample_with_triton(table: Tensor, points: Tensor) -> Tensor:
-    """As :func:`mmpsvit.ops.kernels.sample_with_mmcv`, of maps in half precision too."""
+    """As :func:`.kernels.sample_with_mmcv`, of maps in half precision too."""
     samples = empty_samples(table, points)
     grid, sizes, block = _settings(table, points)
     with torch.cuda.device_of(table):
@@ -120,7 +120,7 @@ def sample_with_triton(table: Tensor, points: Tensor) -> Tensor:
 def sample_with_triton_backward(
     grad: Tensor, table: Tensor, points: Tensor, grad_table: Tensor
 ) -> Tensor:
-    """As :func:`mmpsvit.ops.kernels.sample_with_mmcv_backward`."""
+    """As :func:`.kernels.sample_with_mmcv_backward`."""
     to_points = torch.empty_like(points)
     grid, sizes, block = _settings(table, points)
     with torch.cuda.device_of(table):
