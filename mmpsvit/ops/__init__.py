@@ -1,5 +1,6 @@
 # Copyright (c) mmpsvit contributors.
 from .convolution import conv7_as_conv4, conv_relu, may_restate
+from .kernels import is_compiling
 from .point_sampling import (
     KERNELS,
     SampledMap,
@@ -14,6 +15,7 @@ __all__ = [
     'channels_last',
     'conv7_as_conv4',
     'conv_relu',
+    'is_compiling',
     'may_restate',
     'sample_points',
     'splat_points',

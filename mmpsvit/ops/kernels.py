@@ -50,6 +50,14 @@ def _mmcv():
     return ext_module
 
 
+def is_compiling() -> bool:
+    """Whether torch.compile or torch.export traces this code."""
+    if hasattr(torch.compiler, 'is_compiling'):
+        return torch.compiler.is_compiling()
+    # PyTorch 2.1
+    return torch._dynamo.external_utils.is_compiling()
+
+
 def operator(name: str, fake: Callable, mutates: tuple[str, ...] = ()) -> Callable:
     """Make a function an operator in graphs; before PyTorch 2.4, none sees it.
 
@@ -71,7 +79,7 @@ def operator(name: str, fake: Callable, mutates: tuple[str, ...] = ()) -> Callab
 
         @functools.wraps(function)
         def call(*args):
-            in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+            in_graph = is_compiling() or torch.jit.is_tracing()
             return (made if in_graph else function)(*args)
 
         return call

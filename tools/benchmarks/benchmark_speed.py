@@ -14,9 +14,9 @@ machine does slows all of them; figures are medians over the rounds, and ratios 
 those of images/s, to a baseline in the same dtype, mode and setting. Images are random
 and on the device already. Inference ends with the logits; a training step is forward,
 label-smoothed cross entropy, backward and AdamW. Peak memory is beyond the weights.
---compile and --cuda-graphs add rows to those of eager execution; both together capture
-the compiled network, or in training compile with mode='reduce-overhead'. The plain
-networks stay as they are written: NCHW, BatchNorms unfolded, eager.
+--compile and --cuda-graphs add rows to those of eager execution. A CUDA graph is one of
+the whole step, in training with the optimizer. The plain networks stay as they are
+written: NCHW, BatchNorms unfolded, eager.
 
 With --sizes and --points images grow, points per side grow, or both, side by side. A
 plain ViT then gets as many tokens as the PS-ViTs: patches of the image's side over the
@@ -56,8 +56,8 @@ PEERS = {
     'resnet50': 'resnet50_8xb32_in1k',
     'resnet101': 'resnet101_8xb32_in1k',
 }
-EAGER, GRAPHS = 'eager', 'CUDA graphs'
-COMPILED, COMPILED_GRAPHS = 'compiled', 'compiled, CUDA graphs'
+EAGER, COMPILED = 'eager', 'compiled'
+GRAPHED = {EAGER: 'CUDA graphs', COMPILED: 'compiled, CUDA graphs'}
 
 
 @dataclass
@@ -191,16 +191,11 @@ def prepare(candidate: Candidate, args: argparse.Namespace) -> None:
         return
     if args.parts:
         candidate.parts = shares_of_parts(candidate, images)
-    if args.cuda_graphs and not args.train:
-        candidate.steps[GRAPHS] = graphed(candidate.steps[EAGER])
-    if args.compile and args.cuda_graphs and args.train:
-        compiled = torch.compile(candidate.forward, mode='reduce-overhead')
-        candidate.steps[COMPILED_GRAPHS] = step_of(compiled)
-    elif args.compile:
+    if args.compile:
         candidate.steps[COMPILED] = step_of(torch.compile(candidate.forward))
-        if args.cuda_graphs:
-            # One graph of all of it; 'reduce-overhead' still costs 1 ms of the host.
-            candidate.steps[COMPILED_GRAPHS] = graphed(candidate.steps[COMPILED])
+    if args.cuda_graphs:
+        for mode, step in {**candidate.steps}.items():
+            candidate.steps[GRAPHED[mode]] = graphed(step)
 
 
 def shares_of_parts(candidate: Candidate, images: Tensor) -> dict[str, float]:
@@ -304,8 +299,6 @@ def parse_args() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
         parser.error('argument --fuse: only for inference, not with --train')
     if args.cuda_graphs and not is_cuda:
         parser.error('argument --cuda-graphs: needs a CUDA device')
-    if args.cuda_graphs and args.train and not args.compile:
-        parser.error('argument --cuda-graphs: with --train, only with --compile')
     if args.profile and not args.out:
         parser.error('argument --profile: needs --out')
     if args.sizes and args.points and len(args.sizes) != len(args.points):

@@ -109,9 +109,9 @@ def training_step(
     No gradient is left after the step, so its peak memory has the gradients in it.
     """
     device = images.device
-    # Fused, as networks are trained where it exists.
-    fused = device.type == 'cuda' or None
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=fused)
+    # Fused, as networks are trained where it exists, and fit for a CUDA graph.
+    fused = dict(fused=True, capturable=True) if device.type == 'cuda' else {}
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, **fused)
     # Before PyTorch 2.3, there is one for CUDA only.
     scaler = getattr(torch, 'GradScaler', torch.cuda.amp.GradScaler)(
         enabled=dtype == 'amp-float16' and device.type == 'cuda'

@@ -78,7 +78,7 @@ PYTHON
 skipped=$(grep '^- ' <<<"$skipped" || true) # packages print remarks of their own
 
 names=(aims tests inference training compiled training_compiled latency sampling_share
-    sampling_share_triton loop sampling loop_compiled)
+    sampling_share_triton loop loop_compiled sampling)
 for name in "${names[@]}"; do rm -f "$out/$name".{md,json,log,profile.txt}; done
 parts=()
 failed=0
@@ -129,35 +129,37 @@ else
     tests=(tests -m cuda)
     if "$python" -c 'import xdist' 2>/dev/null; then tests+=(--numprocesses 8); fi
     size=(--channels-last --runs 20) batch=(--batch-size 128)
-    loop=("$b14" --amp --batch-size 64 128 --workers "$(nproc)" --images 512)
+    loop=("$b14" --amp --batch-size 64 128 --workers "$(nproc)" --images 512 --warmup 8)
     share=("$b14" --batch-size 128)
     operator=(--batch-size 128 --dtype float32 bfloat16)
 fi
 bench inference speed "${networks[@]}" --fuse "${half[@]}" "${batch[@]}" \
     "${size[@]}" "${graphs[@]}" --profile
 bench training speed "${pair[@]}" --train --no-dropout "${half[@]}" "${batch[@]}" \
-    "${size[@]}" --profile
+    "${size[@]}" "${graphs[@]}" --profile
 if [ -n "$cpu" ]; then
     bench latency speed "${pair[@]}" --fuse --batch-size 1 "${size[@]}"
     skipped+=$'\n- Half precision, compiled networks, CUDA graphs, B/14 and DeiT-B.'
 else
-    compile=(--compile "${graphs[@]}" "${bfloat16[@]}" "${size[@]}")
-    bench compiled speed "${pair[@]}" "${small[@]}" --fuse "${batch[@]}" "${compile[@]}"
+    compile=(--compile "${graphs[@]}" "${size[@]}")
+    bench compiled speed "${pair[@]}" "${small[@]}" --fuse "${batch[@]}" \
+        "${bfloat16[@]}" "${compile[@]}"
     bench training_compiled speed b14+triton deit-b --train --no-dropout "${batch[@]}" \
-        "${compile[@]}" --profile
-    bench latency speed b14+triton deit-b --fuse --batch-size 1 "${compile[@]}"
+        "${half[@]}" "${compile[@]}" --profile
+    bench latency speed b14+triton deit-b --fuse --batch-size 1 "${bfloat16[@]}" \
+        "${compile[@]}"
 fi
 bench sampling_share sampling --step-share "${share[@]}" "${amp[@]}"
 bench sampling_share_triton sampling --step-share "${share[@]}" "${amp[@]}" \
     --kernel triton
 bench loop training "${loop[@]}" --data "${jpeg[@]}"
+if [ -z "$cpu" ]; then
+    bench loop_compiled training "${loop[@]}" --batch-size 128 --data memory \
+        --cfg-options optim_wrapper.dtype=bfloat16 default_hooks.compile.type=mmpsvit.CompileHook \
+        default_hooks.compile.mode=reduce-overhead model.backbone.sampler.kernel=triton
+fi
 bench sampling sampling "${operator[@]}"
 part tests "$python" -m pytest -q --continue-on-collection-errors "${tests[@]}"
-if [ -z "$cpu" ]; then
-    bench loop_compiled training "${loop[@]}" --data memory --cfg-options \
-        optim_wrapper.dtype=bfloat16 default_hooks.compile.type=mmpsvit.CompileHook \
-        model.backbone.sampler.kernel=triton
-fi
 part aims "$python" tools/benchmarks/aims.py "$out"
 
 {

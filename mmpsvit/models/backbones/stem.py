@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mmpsvit.ops import conv7_as_conv4, conv_relu, may_restate
+from mmpsvit.ops import conv7_as_conv4, conv_relu, is_compiling, may_restate
 from mmpsvit.registry import MODELS
 
 STEM_STRIDE = 4
@@ -105,7 +105,7 @@ class Stem(BaseModule):
 
     def _recomputes(self) -> bool:
         # torch.compile cannot tell the recomputation from the first pass.
-        if _is_compiling():
+        if is_compiling():
             return False
         return self.with_cp and self.training and torch.is_grad_enabled()
 
@@ -243,11 +243,3 @@ def _untracked(module: nn.Module) -> Iterator[None]:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.num_batches_tracked -= 1
-
-
-def _is_compiling() -> bool:
-    """Whether torch.compile or torch.export traces this code."""
-    if hasattr(torch.compiler, 'is_compiling'):
-        return torch.compiler.is_compiling()
-    # PyTorch 2.1
-    return torch._dynamo.external_utils.is_compiling()

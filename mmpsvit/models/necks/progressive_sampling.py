@@ -13,7 +13,7 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from mmpsvit.models.encoder_layer import EncoderLayer, trunc_normal_
-from mmpsvit.ops import KERNELS, SampledMap
+from mmpsvit.ops import KERNELS, SampledMap, is_compiling
 from mmpsvit.registry import MODELS
 
 
@@ -46,6 +46,10 @@ class PointLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        if x.is_cuda and is_compiling():
+            # With two columns or rows it is no work for a matrix product: written like
+            # this, torch.compile fuses it with what is before and after.
+            return (x.unsqueeze(-2) * weight).sum(dim=-1) + bias
         if x.is_cuda and not torch.is_autocast_enabled():
             return F.linear(x, weight, bias)  # without the costs of the context
         # The meta device has no autocast that could be switched off.
