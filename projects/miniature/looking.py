@@ -159,7 +159,7 @@ def runs_of(networks: Iterable[str], seeds: Iterable[int], **settings) -> list[R
     return [Run(Training(n, **settings), seed) for seed in seeds for n in networks]
 
 
-CONTROLS = ('psvit', 'no_bias', 'slow', 'shift', 'stay', 'centered', 'centered_slow')
+CONTROLS = ('psvit', 'centered', 'stay', 'shift', 'no_bias', 'slow', 'centered_slow')
 LONG = ('psvit', 'centered', 'stay', 'vit', 'vit_stem')
 COST = ('vit_wide', 'vit_tokens')
 
