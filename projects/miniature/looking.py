@@ -100,7 +100,7 @@ NETWORKS = {
     'vit_wide': Network('ViT, wider', backbone=vit(6, 144)),
     'vit_tokens': Network('ViT, more tokens', backbone=vit(8, 104, num_heads=4)),
     'elastic': Network('elastic', {'num_points': list(POINTS)}),
-    **{f'n{n}': Network(f'n = {n}', {'num_points': n}) for n in POINTS},
+    **{f'n{n}': Network(f'n = {n}', {'num_points': n}) for n in POINTS if n != 6},
 }
 
 
@@ -160,6 +160,7 @@ def runs_of(networks: Iterable[str], seeds: Iterable[int], **settings) -> list[R
 
 
 CONTROLS = ('psvit', 'centered', 'stay', 'shift', 'no_bias', 'slow', 'centered_slow')
+ELASTIC = ('psvit', 'elastic', 'n4', 'n5', 'n7', 'n8')
 LONG = ('psvit', 'centered', 'stay', 'vit', 'vit_stem')
 COST = ('vit_wide', 'vit_tokens')
 
@@ -195,7 +196,7 @@ def at_best_rates(
 QUESTIONS: dict[str, Callable[[list[dict]], list[Run]]] = {
     'controls': lambda _: runs_of(CONTROLS, range(5)),
     'elastic': lambda _: [
-        *runs_of(['elastic', *(f'n{n}' for n in POINTS)], range(5)),
+        *runs_of(ELASTIC, range(5)),
         *runs_of(['elastic'], range(5), length=1.5),
     ],
     'rates': lambda _: [
@@ -252,7 +253,7 @@ def do_missing(args: argparse.Namespace) -> None:
             curves = train_together(trainers, MEASURES)
             for run, trainer, curve in zip(group, trainers, curves, strict=True):
                 result = {**run.key(), 'curve': curve}
-                if question == 'elastic':
+                if run.training.network in ELASTIC:
                     result['at_points'] = trainer.measure_points(POINTS)
                 result['parameters'] = sum(
                     p.numel() for p in trainer.model.parameters()

@@ -12,7 +12,6 @@ that has no place yet is added at the end.
 import argparse
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -158,20 +157,26 @@ def write_page(out: Path) -> Path:
     else:
         pictures = (f'![{path.stem}]({path.name})\n' for path in out.glob('*.png'))
         text = '\n'.join(['# Results\n', *sorted(pictures)])
-    blocks = {
-        name: (table.title, format_table(table, results, out))
-        for name, table in TABLES.items()
-    }
-    blocks['runs'] = ('Made with', describe_runs(results))
-    for name, (title, block) in blocks.items():
-        begin, end = f'<!-- {name} -->\n', f'<!-- end of {name} -->\n'
-        new = f'{begin}{block}\n{end}'
-        pattern = f'{begin}.*?{end}'
-        text, count = re.subn(pattern, lambda _, new=new: new, text, flags=re.DOTALL)
-        text += f'\n## {title}\n\n{new}' * (count == 0)
+    blocks = {name: format_table(table, results, out) for name, table in TABLES.items()}
+    blocks['runs'] = describe_runs(results)
+    titles = {name: table.title for name, table in TABLES.items()}
+    for name in blocks:
+        if f'<!-- {name} -->' not in text:
+            title = titles.get(name, 'Made with')
+            text += f'\n## {title}\n\n<!-- {name} -->\n<!-- end of {name} -->\n'
     with write_atomically(page) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(fill_in(text, blocks))
     return page
+
+
+def fill_in(text: str, blocks: Mapping[str, str]) -> str:
+    """Replace what is between the comments of each block in a page."""
+    for name, block in blocks.items():
+        begin, end = f'<!-- {name} -->\n', f'<!-- end of {name} -->\n'
+        before, found, rest = text.partition(begin)
+        if found:
+            text = f'{before}{begin}{block}\n{end}{rest.partition(end)[2]}'
+    return text
 
 
 def main() -> None:
