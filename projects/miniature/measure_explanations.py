@@ -6,11 +6,16 @@
 
 Runs every checkpoint on the images of the config's test data set, cluttered digits
 whose boxes are known, and prints a table in percent, mean and standard deviation over
-the checkpoints. Of the heat of all tokens, "tokens" is the share of those whose point
-lies in the digit's box; "map" is the share of the heat map in there, and "hottest" how
-often the hottest pixel of the map is (the pointing game). A difference is that of the
-same checkpoint at the points and on the grid. "All tokens alike" shows what their
-places do without any explanation; "uniform" is the box's share of the image.
+the checkpoints. The heat of the tokens is laid at the points of each iteration: at
+those of the first, the start grid, as tools for ViTs do, up to those of the last, the
+true ones. The last column is the difference of these two in the same checkpoint. Rows:
+
+- tokens: of the heat of all tokens, the share of those whose point is in the box,
+- map: the share of the heat map in the box,
+- hottest: how often the map's hottest pixel is in the box (the pointing game).
+
+Of "all tokens alike", these show what their places do without any explanation.
+"Uniform" is the box's share of the image.
 """
 
 # isort: off
@@ -20,7 +25,6 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 import argparse
 import sys
 from collections import defaultdict
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -35,7 +39,6 @@ from mmpsvit.cli import check_file, read_config, run_main
 from mmpsvit.guard import load_checkpoint
 from mmpsvit.visualization import (
     EXPLANATION_METHODS,
-    Explanation,
     build_trained,
     explain,
     heat_map,
@@ -45,10 +48,8 @@ NAMES = {
     'gradcam': 'Grad-CAM',
     'attention': 'attention of the class token',
     'alike': 'all tokens alike',
-    'uniform': 'uniform',
 }
-# The iteration whose points the heat is laid at.
-PLACES = {'grid': 0, 'points': -1}
+SCORES = ('tokens', 'map', 'hottest')
 
 
 def scores_in_box(heat: Tensor, points: Tensor, maps: Tensor, boxes: Tensor) -> Tensor:
@@ -85,8 +86,13 @@ def inside(points: Tensor, boxes: Tensor) -> Tensor:
     return ((points >= low) & (points < high)).all(dim=-1)
 
 
-def measure(cfg: Config, checkpoint: str, device: str) -> dict[tuple[str, str], Tensor]:
-    """The scores of a checkpoint in percent, by heat and place."""
+def measure(cfg: Config, checkpoint: str, device: str) -> dict[str, Tensor]:
+    """The scores of a checkpoint in percent.
+
+    Returns:
+        dict[str, Tensor]: Of each heat, (num_iters, 3), see :func:`scores_in_box`; of
+        'uniform' heat the same, (1, 1).
+    """
     model, _ = build_trained(cfg, load_checkpoint(checkpoint, 'cpu'), checkpoint)
     model.to(device)
     loader = Runner.build_dataloader(cfg.test_dataloader)
@@ -97,33 +103,44 @@ def measure(cfg: Config, checkpoint: str, device: str) -> dict[tuple[str, str], 
         images, size = data['inputs'], data['inputs'].shape[-2:]
         boxes = [boxes_of[Path(s.img_path).resolve()] for s in data['data_samples']]
         boxes = torch.tensor(boxes, device=images.device)
-        explained = {name: explain(model, images, name) for name in EXPLANATION_METHODS}
-        # The points are the same each time.
-        heat, trajectory, grid_size = explained['attention']
-        explained['alike'] = Explanation(torch.ones_like(heat), trajectory, grid_size)
-        for (name, (heat, *_)), (place, iteration) in product(
-            explained.items(), PLACES.items()
-        ):
-            points = trajectory[:, iteration]
-            maps = heat_map(heat, points, size, grid_size)
-            scores[name, place].append(scores_in_box(heat, points, maps, boxes))
-        area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1, keepdim=True) / size.numel()
-        scores['uniform', ''].append(area.expand(-1, 3))
+        heats = {}
+        for method in EXPLANATION_METHODS:
+            # The points are the same each time.
+            heats[method], trajectory, grid_size = explain(model, images, method)
+        heats['alike'] = torch.ones_like(heats['attention'])
+        for name, heat in heats.items():
+            found = [
+                scores_in_box(
+                    heat, points, heat_map(heat, points, size, grid_size), boxes
+                )
+                for points in trajectory.unbind(1)
+            ]
+            scores[name].append(torch.stack(found, dim=1))
+        area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) / size.numel()
+        scores['uniform'].append(area[:, None, None])
     return {key: 100 * torch.cat(found).mean(0).cpu() for key, found in scores.items()}
 
 
-def format_table(results: list[dict]) -> str:
+def format_table(results: list[dict[str, Tensor]]) -> str:
     """A Markdown table of the scores of several checkpoints."""
     rows = {key: torch.stack([each[key] for each in results]) for key in results[0]}
-    lines = ['| | laid at | tokens | map | hottest |', '| --- | --- |' + ' ---: |' * 3]
-    for (name, place), values in rows.items():
-        parts = {place: values}
-        if place == 'points':
-            parts['difference'] = values - rows[name, 'grid']
-        for part, scores in parts.items():
-            cells = (NAMES[name], part, *map(format_mean, scores.T.numpy()))
-            lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines)
+    uniform = format_mean(rows.pop('uniform').flatten().numpy())
+    last = next(iter(rows.values())).shape[1]
+    header = [
+        'heat',
+        'in the box',
+        'grid',
+        *map(str, range(2, last + 1)),
+        'last - grid',
+    ]
+    lines = [header, ['---', '---', *['---:'] * (last + 1)]]
+    for name, values in rows.items():
+        for score, of_score in zip(SCORES, values.unbind(2), strict=True):
+            columns = [*of_score.unbind(1), of_score[:, -1] - of_score[:, 0]]
+            cells = [format_mean(column.numpy()) for column in columns]
+            lines.append([NAMES[name], score, *cells])
+    lines.append(['uniform', 'map', uniform, *[''] * last])
+    return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
 
 
 def main() -> None:

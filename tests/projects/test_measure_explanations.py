@@ -56,19 +56,16 @@ def test_table(run_tool, tmp_path):
         return [row.split(' | ') for row in rows]
 
     still, both = run('still.pth'), run('still.pth', 'moves.pth')
-    names = [row[:2] for row in both[2:]]
+    assert both[0] == ['heat', 'in the box', 'grid', '2', '3', '4', 'last - grid']
     kinds = ('Grad-CAM', 'attention of the class token', 'all tokens alike')
-    places = ('grid', 'points', 'difference')
-    assert names == [[k, p] for k in kinds for p in places] + [['uniform', '']]
-    for first in (2, 5, 8):
-        grid, points, difference = (
-            [float(cell.split(' ± ')[0]) for cell in row[2:]]
-            for row in both[first : first + 3]
-        )
-        expected = [there - here for there, here in zip(points, grid, strict=True)]
-        assert difference == pytest.approx(expected, abs=0.11)
-        assert still[first + 2][2:] == ['0.0'] * 3
+    scores = ('tokens', 'map', 'hottest')
+    names = [row[:2] for row in both[2:-1]]
+    assert names == [[kind, score] for kind in kinds for score in scores]
+    for row, alone in zip(both[2:-1], still[2:-1], strict=True):
+        grid, *_, last, difference = (float(cell.split(' ± ')[0]) for cell in row[2:])
+        assert difference == pytest.approx(last - grid, abs=0.11)
+        assert alone[2:6] == [alone[2]] * 4 and alone[6] == '0.0'
     # Where all tokens are alike and have not moved, all pixels are alike too.
-    assert float(still[8][3]) == pytest.approx(float(still[-1][3]), abs=1)
-    assert both[8] == [*still[8][:2], *(f'{cell} ± 0.0' for cell in still[8][2:])]
-    assert both[9] != both[8]
+    (_, _, *alike), (*_, uniform) = still[-3], still[-1][:3]
+    assert float(alike[0]) == pytest.approx(float(uniform), abs=1)
+    assert both[-3][2] == f'{alike[0]} ± 0.0' != both[-3][5]
