@@ -178,16 +178,20 @@ def build_page(looker: Looker) -> gr.Blocks:
                     buttons=[],
                     elem_id='num-points',
                 )
-                paths = gr.Checkbox(
-                    True, label='Start grid and paths', container=False, elem_id='paths'
-                )
-                heat = gr.Checkbox(
-                    False,
-                    label='Heat: what the class token attends to at the end',
-                    container=False,
-                    visible=False,
-                    elem_id='heat',
-                )
+                with gr.Row():
+                    paths = gr.Checkbox(
+                        True,
+                        label='Start grid and paths',
+                        container=False,
+                        elem_id='paths',
+                    )
+                    heat = gr.Checkbox(
+                        False,
+                        label='Attention of the class token',
+                        container=False,
+                        visible=False,
+                        elem_id='heat',
+                    )
         with gr.Row():
             config = gr.Dropdown(
                 label='Config', allow_custom_value=True, elem_id='config'
