@@ -52,7 +52,7 @@ $(VENV)/.ready: constraints.txt constraints-common.txt setup.py pyproject.toml
 
 $(VENV)/.test-ready: $(VENV)/.ready tools/install_mmcv_ops.sh
 	@echo '[1/2] installing the test tools, mmdet and mmseg'
-	@$(PIP_INSTALL) --no-build-isolation -e '.[app,demo,export,mmdet,mmseg,test]'
+	@$(PIP_INSTALL) --no-build-isolation -e '.[app,cam,demo,export,mmdet,mmseg,test]'
 	@echo '[2/2] installing mmcv with compiled ops'
 	@tools/install_mmcv_ops.sh $(PY) '$(WHEEL_DIR)'
 	@touch $@

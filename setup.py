@@ -75,6 +75,8 @@ setup(
         # Of `make demo`, and of its page in the browser.
         'demo': ['scikit-learn'],
         'app': ['gradio>=6.31'],
+        # Of vis_cam.py.
+        'cam': ['grad-cam'],
         'export': ['onnx', 'onnxruntime', 'onnxscript'],
         'test': [
             'hypothesis',

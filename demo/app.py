@@ -20,16 +20,16 @@ os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
 
 import gradio as gr
 import torch
-from looker import NO_CHECKPOINT, TOP, Look, Looker, LookError
+from looker import MAX_POINTS, NO_CHECKPOINT, TOP, Look, Looker, LookError
 from mmengine.logging import MMLogger
 
 from mmpsvit.guard import use_safe_loading
-from mmpsvit.visualization import sampling_picture
+from mmpsvit.visualization import blend_heat, sampling_picture
 
 TITLE = 'Where does it look?'
 INTRO = f"""# {TITLE}
 PS-ViT samples its tokens at points that it moves, iteration by iteration: drop an
-image, and move the slider."""
+image, and move the sliders."""
 LEGEND = """<p class="legend"><span style="color:#98a1ab">●</span> start grid&emsp;
 <span style="color:#c9a400">━</span> path&emsp;
 <span style="color:#ff2d78">●</span> where this iteration looks</p>"""
@@ -53,11 +53,13 @@ def message(text: str, bad: bool = False) -> str:
     return f'<p class="message{" bad" * bad}" role="status">{html.escape(text)}</p>'
 
 
-def draw(look: Look | None, iteration: int, paths: bool):
-    """Draw the points up to an iteration; 0 draws the image alone."""
+def draw(look: Look | None, iteration: int, paths: bool, heat: bool = False):
+    """Draw the points up to an iteration, 0 draws none, on the image or its heat."""
     if look is None:
         return None
-    return sampling_picture(look.image, look.trajectory[: int(iteration)], paths)
+    hot = heat and look.heat is not None
+    image = blend_heat(look.image, look.heat) if hot else look.image
+    return sampling_picture(image, look.trajectory[: int(iteration)], paths)
 
 
 def build_page(looker: Looker) -> gr.Blocks:
@@ -72,14 +74,23 @@ def build_page(looker: Looker) -> gr.Blocks:
     """
     examples = looker.examples()
 
-    def show(image: str | None, config: str, checkpoint: str | None, paths: bool):
+    def show(
+        image: str | None,
+        config: str,
+        checkpoint: str | None,
+        paths: bool,
+        heat: bool,
+        num_points: int | None = None,
+    ):
         """Look at an image; the values are for `shown` below."""
-        nothing = (image, None, gr.update(interactive=False), None, None)
+        hide = gr.update(visible=False)
+        still = gr.update(interactive=False)
+        nothing = (image, None, still, hide, hide, None, None)
         if image is None:
             bad = not checkpoint
             return *nothing, message(NO_CHECKPOINT if bad else HINT, bad)
         try:
-            look = looker.look(image, config, checkpoint)
+            look = looker.look(image, config, checkpoint, num_points)
         except LookError as error:
             return *nothing, message(str(error), bad=True)
         count = len(look.trajectory)
@@ -88,22 +99,26 @@ def build_page(looker: Looker) -> gr.Blocks:
             f'{Path(image).name}: {look.trajectory.shape[1]} points on {width} x '
             f'{height} pixels, {count} iterations.'
         )
-        slider = gr.update(maximum=count, value=count, interactive=True)
-        picture = draw(look, count, paths)
-        return image, look, slider, picture, look.scores, message(text)
+        iteration = gr.update(maximum=count, value=count, interactive=True)
+        # What the user has chosen is there already, and may have moved on.
+        value = dict(value=look.num_points) if num_points is None else {}
+        side = gr.update(visible=look.num_points is not None, **value)
+        layer = gr.update(visible=look.heat is not None)
+        picture = draw(look, count, paths, heat)
+        return image, look, iteration, side, layer, picture, look.scores, message(text)
 
-    def start(paths: bool):
+    def start(paths: bool, heat: bool):
         """List the files anew, and look at the first example if there is a network."""
         config, checkpoint = looker.config, looker.checkpoint
         image = examples[0] if checkpoint and examples else None
         return (
             gr.update(choices=looker.configs(), value=config),
             gr.update(choices=looker.checkpoints(), value=checkpoint),
-            *show(image, config, checkpoint, paths),
+            *show(image, config, checkpoint, paths, heat),
         )
 
-    def show_example(chosen: gr.SelectData, config: str, checkpoint: str, paths: bool):
-        return show(examples[chosen.index], config, checkpoint, paths)
+    def show_example(chosen: gr.SelectData, *network):
+        return show(examples[chosen.index], *network)
 
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)
@@ -153,9 +168,30 @@ def build_page(looker: Looker) -> gr.Blocks:
                     buttons=[],
                     elem_id='iteration',
                 )
-                paths = gr.Checkbox(
-                    True, label='Start grid and paths', container=False, elem_id='paths'
+                num_points = gr.Slider(
+                    1,
+                    MAX_POINTS,
+                    step=1,
+                    label='Points per side',
+                    info='The same weights take any number.',
+                    visible=False,
+                    buttons=[],
+                    elem_id='num-points',
                 )
+                with gr.Row():
+                    paths = gr.Checkbox(
+                        True,
+                        label='Start grid and paths',
+                        container=False,
+                        elem_id='paths',
+                    )
+                    heat = gr.Checkbox(
+                        False,
+                        label='Attention of the class token',
+                        container=False,
+                        visible=False,
+                        elem_id='heat',
+                    )
         with gr.Row():
             config = gr.Dropdown(
                 label='Config', allow_custom_value=True, elem_id='config'
@@ -164,26 +200,23 @@ def build_page(looker: Looker) -> gr.Blocks:
                 label='Checkpoint', allow_custom_value=True, elem_id='checkpoint'
             )
 
-        shown = [image, look, iteration, picture, scores, status]
-        network = [config, checkpoint, paths]
+        shown = [image, look, iteration, num_points, heat, picture, scores, status]
+        layers = [paths, heat]
+        network = [config, checkpoint, *layers]
         hidden = dict(api_visibility='private')
-        page.load(start, [paths], [config, checkpoint, *shown], **hidden)
+        redraw = dict(show_progress='hidden', trigger_mode='always_last', **hidden)
+        page.load(start, layers, [config, checkpoint, *shown], **hidden)
         # Emptied afterwards: the next image can be dropped at once.
-        upload.upload(show, [upload, *network], shown, **hidden).then(
+        upload.upload(show, [upload, *network, num_points], shown, **hidden).then(
             lambda: None, None, upload, **hidden
         )
-        gallery.select(show_example, network, shown, **hidden)
+        gallery.select(show_example, [*network, num_points], shown, **hidden)
+        # Another network starts with its own number of points.
         for field in (config, checkpoint):
             field.input(show, [image, *network], shown, **hidden)
-        for field in (iteration, paths):
-            field.input(
-                draw,
-                [look, iteration, paths],
-                picture,
-                show_progress='hidden',
-                trigger_mode='always_last',
-                **hidden,
-            )
+        num_points.input(show, [image, *network, num_points], shown, **redraw)
+        for field in (iteration, *layers):
+            field.input(draw, [look, iteration, *layers], picture, **redraw)
     return page
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.model import BaseModel
 from PIL import Image, ImageOps
 
@@ -23,8 +24,10 @@ from mmpsvit.visualization import (
     build_trained,
     class_name,
     describe_file,
+    explain,
     find_sampler,
     first_view,
+    heat_map,
     in_channels,
     sample_images,
     spread_indices,
@@ -38,6 +41,7 @@ NO_CHECKPOINT = (
     'There is no checkpoint: run `make demo` first, or give --config and --checkpoint.'
 )
 TOP = 5
+MAX_POINTS = 24  # per side, to choose
 # Without a resize in the config, a photo would fill the memory with feature maps.
 MAX_SIDE = 1024
 # Where the short side is resized, a thin image would fill it too.
@@ -60,11 +64,16 @@ class Look(NamedTuple):
         trajectory (np.ndarray): The points of every iteration, (num_iters, N, 2),
             (x, y) in pixels.
         scores (dict[str, float]): The best classes, by name, best first.
+        heat (np.ndarray, optional): The attention of the class token at the points of
+            the last iteration, (H, W). None without a class token.
+        num_points (int, optional): Points per side. None if they cannot be chosen.
     """
 
     image: np.ndarray
     trajectory: np.ndarray
     scores: dict[str, float]
+    heat: np.ndarray | None
+    num_points: int | None
 
 
 class Network(NamedTuple):
@@ -74,6 +83,7 @@ class Network(NamedTuple):
     classes: list[str]
     pipeline: Callable[[dict], dict]
     channels: list[int] | None  # as of find_channels
+    num_points: int | None  # per side, of its config, if they can be chosen
 
 
 class Looker:
@@ -137,13 +147,21 @@ class Looker:
         found = find_files(self.root / DEMO_IMAGES, '*.png')
         return [str(found[index]) for index in spread_indices(len(found), count)]
 
-    def look(self, image: str, config: str, checkpoint: str | None) -> Look:
+    def look(
+        self,
+        image: str,
+        config: str,
+        checkpoint: str | None,
+        num_points: int | None = None,
+    ) -> Look:
         """Run a network on an image.
 
         Args:
             image (str): An image file.
             config (str): The config, as listed or as a path.
             checkpoint (str, optional): The checkpoint, as listed or as a path.
+            num_points (int, optional): Points per side, where they can be chosen.
+                Defaults to those of the config.
 
         Returns:
             Look: What to show.
@@ -154,9 +172,14 @@ class Looker:
         # One at a time: the model is shared, and its points are recorded by a hook.
         with self._lock:
             network = self._network(config, checkpoint)
-            item = pack_image(network, image)
+            item = first_view(pack_image(network, image))
+            num_points = network.num_points and (num_points or network.num_points)
+            if num_points:
+                find_sampler(network.model).num_points = num_points
             sampled = run(network, item, config)
-        return Look(sampled.image, sampled.trajectory, best_classes(network, sampled))
+            heat = heat_of(network.model, item, sampled.image.shape[:2])
+        scores = best_classes(network, sampled)
+        return Look(sampled.image, sampled.trajectory, scores, heat, num_points)
 
     def _name(self, path: str | Path) -> str:
         """A path as the page shows it: relative to the checkout, if it is in there."""
@@ -219,7 +242,7 @@ def load_network(config: Path, checkpoint: Path, name: str, device: str) -> Netw
         ) from error
     try:
         model, classes = build_trained(cfg, load_checkpoint(checkpoint, 'cpu'), name)
-        find_sampler(model)
+        grid = find_sampler(model).num_points
         pipeline = FilePipeline(cfg, in_channels(model))
     except (CheckpointError, CheckpointMisfitError) as error:
         raise LookError(f'The {one_line(error)}.') from error
@@ -227,7 +250,15 @@ def load_network(config: Path, checkpoint: Path, name: str, device: str) -> Netw
         raise LookError(
             f'The network of {config.name} cannot be shown: {one_line(error)}.'
         ) from error
-    return Network(model.to(device), classes, pipeline.compose, pipeline.channels)
+    # Without a grid of its own, a network of `point_stride` has as many as fit.
+    choosable = grid is not None and grid[0] == grid[1] <= MAX_POINTS
+    return Network(
+        model.to(device),
+        classes,
+        pipeline.compose,
+        pipeline.channels,
+        grid[0] if choosable else None,
+    )
 
 
 def decode(path: str) -> Image.Image:
@@ -292,7 +323,6 @@ def run(network: Network, item: dict, config: str) -> SampledImage:
     Raises:
         LookError: If the network does not take the image, or is no classifier.
     """
-    item = first_view(item)
     height, width = item['inputs'].shape[-2:]
     try:
         (sampled,) = sample_images(network.model, [item], network.channels)
@@ -308,6 +338,16 @@ def run(network: Network, item: dict, config: str) -> SampledImage:
             'points of detectors.'
         )
     return sampled
+
+
+def heat_of(model: BaseModel, item: dict, size: tuple[int, int]) -> np.ndarray | None:
+    """The heat map of a packed image of size (H, W), if there is a class token."""
+    data = model.data_preprocessor(pseudo_collate([item]), False)
+    try:
+        heat, trajectory, grid_size = explain(model, data['inputs'], 'attention')
+    except ValueError:  # no class token
+        return None
+    return heat_map(heat, trajectory[:, -1], size, grid_size)[0].cpu().numpy()
 
 
 def best_classes(network: Network, sampled: SampledImage) -> dict[str, float]:

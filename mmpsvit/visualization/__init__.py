@@ -1,4 +1,11 @@
 # Copyright (c) mmpsvit contributors.
+from .explanation import (
+    EXPLANATION_METHODS,
+    Explanation,
+    blend_heat,
+    explain,
+    heat_map,
+)
 from .file_pipeline import (
     FilePipeline,
     describe_file,
@@ -29,18 +36,23 @@ from .sampling_hook import SamplingVisualizationHook
 from .trained import build_trained
 
 __all__ = [
+    'EXPLANATION_METHODS',
+    'Explanation',
     'FilePipeline',
     'SampledImage',
     'SampledImages',
     'SamplingVisualizationHook',
+    'blend_heat',
     'build_trained',
     'class_name',
     'describe_file',
     'draw_sampling',
+    'explain',
     'figure_to_rgb',
     'find_channels',
     'find_sampler',
     'first_view',
+    'heat_map',
     'in_channels',
     'innermost',
     'movement_shares',

@@ -90,7 +90,7 @@ def sample_images(
         )
         channels = (2, 1, 0) if converts else (0, 1, 2)
     sampled, failure = [], None
-    with _eval_mode(model), torch.no_grad(), record_sampling(model) as trajectories:
+    with eval_mode(model), torch.no_grad(), record_sampling(model) as trajectories:
         for item in map(first_view, items):
             prediction, error = _predict(model, item)
             failure = failure or error
@@ -205,7 +205,7 @@ def to_image(inputs: Tensor, channels: Sequence[int]) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put the modules into eval mode, and each back into its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -160,6 +160,7 @@ def sampling_figure(
     trajectories: Sequence[np.ndarray],
     titles: Sequence[str],
     columns: int = 4,
+    paths: bool = True,
 ) -> Figure:
     """Draw several images into one figure.
 
@@ -169,6 +170,8 @@ def sampling_figure(
             :func:`draw_sampling`.
         titles (Sequence[str]): A line above each image; long ones in smaller print.
         columns (int): Images per row at most. Defaults to 4.
+        paths (bool): As in :func:`draw_sampling`; without paths, there is no legend.
+            Defaults to True.
 
     Returns:
         Figure: The figure, with an opaque background.
@@ -176,7 +179,8 @@ def sampling_figure(
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     # In inches: a panel with its title, and a line for the legend.
-    side, title, legend, gap = 3.2, 0.34, 0.4, 0.06
+    side, title, gap = 3.2, 0.34, 0.06
+    legend = 0.4 if paths else gap
     width = columns * (side + gap) + gap
     height = rows * (side + title) + legend
     figure = Figure(figsize=(width, height), dpi=110, facecolor='white')
@@ -192,19 +196,20 @@ def sampling_figure(
     for axes, image, trajectory, text in zip(
         grid, images, trajectories, titles, strict=False
     ):
-        draw_sampling(axes, image, trajectory)
+        draw_sampling(axes, image, trajectory, paths)
         # About 36 characters of 11 points fill the width of an image.
         axes.set_title(text, fontsize=min(11, 11 * 36 / max(1, len(text))), color=_RIM)
     for axes in grid[len(images) :]:
         axes.set_axis_off()
-    figure.legend(
-        handles=_legend_handles(len(trajectories[0])),
-        loc='lower center',
-        ncols=3,
-        fontsize=10,
-        frameon=False,
-        labelcolor=_RIM,
-    )
+    if paths:
+        figure.legend(
+            handles=_legend_handles(len(trajectories[0])),
+            loc='lower center',
+            ncols=3,
+            fontsize=10,
+            frameon=False,
+            labelcolor=_RIM,
+        )
     return figure
 
 

@@ -12,6 +12,8 @@ from mmengine.config import Config
 from mmpretrain import ImageClassificationInferencer
 from PIL import Image
 
+from mmpsvit.visualization import explain, heat_map
+
 pytest.importorskip('gradio', reason='the page needs gradio: pip install -e .[app]')
 
 CONFIG = 'configs/cluttered_digits/psvit.py'
@@ -67,6 +69,54 @@ def test_looks_as_the_inferencer_does(looker, checkout):
     np.testing.assert_allclose([*look.scores.values()], scores[best], rtol=1e-4)
     names = [name.split()[0] for name in look.scores]
     assert names == [inferencer.classes[label] for label in best]
+
+
+def test_number_of_points_is_chosen(looker, checkout):
+    """As with a config of that number; unchosen, and afterwards, the config's own."""
+    image = looker.examples()[0]
+    own = looker.look(image, CONFIG, CHECKPOINT)
+    nine = looker.look(image, CONFIG, CHECKPOINT, 9)
+    assert (own.num_points, nine.num_points) == (6, 9)
+    assert nine.trajectory.shape == (4, 81, 2) and nine.scores != own.scores
+    points = 'model = dict(backbone=dict(sampler=dict({})))\n'
+    base = "_base_ = 'cluttered_digits/psvit.py'\n"
+    (checkout / 'configs' / 'n9.py').write_text(base + points.format('num_points=9'))
+    expected = looker.look(image, 'configs/n9.py', CHECKPOINT)
+    assert nine.scores == pytest.approx(expected.scores)
+    assert looker.look(image, CONFIG, CHECKPOINT).scores == own.scores
+
+    for text, count in (
+        ('num_points=None, point_stride=8', 6 * 5),
+        ('num_points=(3, 4)', 12),
+        ('num_points=30', 900),
+    ):
+        (checkout / 'configs' / 'fixed.py').write_text(base + points.format(text))
+        look = looker.look(image, 'configs/fixed.py', CHECKPOINT, 9)
+        assert look.num_points is None and look.trajectory.shape == (4, count, 2)
+
+
+def test_heat_is_at_the_points(demo, looker, checkout):
+    look = looker.look(looker.examples()[0], CONFIG, CHECKPOINT)
+    assert look.heat.shape == look.image.shape[:2]
+    network = demo('looker').load_network(
+        checkout / CONFIG, checkout / CHECKPOINT, CHECKPOINT, 'cpu'
+    )
+    data = network.model.data_preprocessor(
+        dict(inputs=[torch.tensor(look.image).permute(2, 0, 1).flip(0)])
+    )
+    explained = explain(network.model, data['inputs'])
+    np.testing.assert_allclose(explained.trajectory[0], look.trajectory)
+    maps = heat_map(
+        explained.heat, explained.trajectory[:, -1], look.image.shape[:2], (6, 6)
+    )
+    np.testing.assert_allclose(look.heat, maps[0], rtol=1e-5)
+
+    (checkout / 'configs' / 'mean.py').write_text(
+        "_base_ = 'cluttered_digits/psvit.py'\n"
+        "model = dict(backbone=dict(out_type='avg_featmap', with_cls_token=False))\n"
+    )
+    looks = looker.look(looker.examples()[0], 'configs/mean.py', CHECKPOINT)
+    assert looks.heat is None and demo('app').draw(looks, 0, True, True).any()
 
 
 def test_names_that_repeat_get_their_numbers(demo):
@@ -125,7 +175,7 @@ def test_the_pipeline_never_gets_the_upload(demo, tmp_path):
         read.append((results['img_path'], Image.open(results['img_path']).format))
         return results
 
-    network = demo('looker').Network(None, [], pipeline, None)
+    network = demo('looker').Network(None, [], pipeline, None, None)
     Image.new('RGB', (64, 48), (200, 100, 50)).save(tmp_path / 'mine.bmp')
     results = demo('looker').pack_image(network, str(tmp_path / 'mine.bmp'))
     ((path, kind),) = read
@@ -259,7 +309,7 @@ def test_pictures(demo, looker):
     # Nearest neighbours: every pixel of the image is a square of 15.
     np.testing.assert_array_equal(alone[7::15, 7::15], look.image)
     pictures = [draw(look, iteration, True) for iteration in range(1, 5)]
-    pictures.append(draw(look, 4, False))
+    pictures += [draw(look, 4, False), draw(look, 4, True, True)]
     for index, picture in enumerate(pictures):
         assert picture.shape == alone.shape
         for other in [alone, *pictures[:index]]:

@@ -152,7 +152,7 @@ def requested_hosts(browser) -> set[str]:
     return {url.hostname for url in urls if url.scheme not in ('data', 'blob')}
 
 
-def test_upload_slider_paths_and_a_bad_file(serve, browser, tmp_path):
+def test_upload_sliders_layers_and_a_bad_file(serve, browser, tmp_path):
     process, url = serve()
     # It listens on this machine only.
     listening = psutil.Process(process.pid).net_connections()
@@ -191,11 +191,30 @@ def test_upload_slider_paths_and_a_bad_file(serve, browser, tmp_path):
     paths.click()
     assert page.wait_for_picture(without) == last
 
+    (heat,) = page.find('#heat input[type=checkbox]')
+    heat.click()
+    hot = page.wait_for_picture(last)
+    assert hot not in (*pictures, without)
+    heat.click()
+    assert page.wait_for_picture(hot) == last
+
+    # One point per side more, also of the next image, and back.
+    (points,) = page.find('#num-points input[type=range]')
+    assert points.get_attribute('value') == '6'
+    points.send_keys(Keys.ARROW_RIGHT)
+    page.wait_for_message('mine.png: 49 points on 64 x 64 pixels, 4 iterations.')
+    more = page.wait_for_picture(last)
+    page.upload(tmp_path / 'mine.png')
+    page.wait_for_message('mine.png: 49 points')
+    points.send_keys(Keys.ARROW_LEFT)
+    page.wait_for_message('mine.png: 36 points')
+    assert page.wait_for_picture(more) == last
+
     # Another file that is none, and the next good one.
     bad = tmp_path / 'bad.png'
     bad.write_text('no image')
     page.upload(bad)
-    page.wait_for_message('bad.png cannot be read as an image.', bad=True)
+    page.wait_for_message('bad.png cannot be read as an image (', bad=True)
     wait_for(browser, lambda: not page.picture(), 'no picture')
     assert not page.labels()
     assert 'Traceback' not in browser.page_source
@@ -221,7 +240,7 @@ def test_without_a_checkpoint_and_with_a_choice(serve, browser, checkout):
     _, url = serve()
     page = Page(browser, url)
     page.wait_for_message('There is no checkpoint: run `make demo` first', bad=True)
-    assert not page.picture()
+    assert not page.picture() and not page.find('#num-points, #heat')
 
     page.upload(checkout / 'data' / 'cluttered_digits' / 'val' / '1' / '000001.png')
     page.wait_for_message('There is no checkpoint: run `make demo` first', bad=True)

@@ -14,12 +14,14 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.backend_bases import FigureCanvasBase
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
+from mmengine.model import BaseModel
 from mmengine.registry import DATASETS
 
 from mmpsvit.cli import check_file, read_config, run_main
@@ -42,9 +44,18 @@ class InputError(Exception):
     """A mistake of the user, told in one line."""
 
 
-def parse_args() -> tuple[argparse.Namespace, Config]:
-    """Parse the command line and return it with the config."""
-    parser = argparse.ArgumentParser(description='Draw where a network looks')
+class Loaded(NamedTuple):
+    """A network and the images to draw: the arguments of `predict_sampling`."""
+
+    model: BaseModel
+    items: Iterable[dict]
+    classes: list[str]
+    channels: list[int] | None
+
+
+def build_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the arguments of the tools that draw images."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
@@ -67,6 +78,13 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
         action=DictAction,
         help='settings of the config to override, as key=value',
     )
+    return parser
+
+
+def parse_args(
+    parser: argparse.ArgumentParser,
+) -> tuple[argparse.Namespace, Config]:
+    """Parse the command line and return it with the config."""
     args = parser.parse_args()
     for option in ('num-images', 'columns'):
         if (value := getattr(args, option.replace('-', '_'))) < 1:
@@ -120,12 +138,12 @@ def load_dataset(cfg: Config, count: int) -> list[dict]:
         ) from error
 
 
-def draw(args: argparse.Namespace, cfg: Config) -> None:
-    """Run the model on the images and write the picture."""
+def load(args: argparse.Namespace, cfg: Config) -> Loaded:
+    """Load the network and find the images."""
     if args.images is not None:
         paths = list_images(Path(args.images).expanduser(), args.num_images)
     # Otherwise the library's remarks on the model hide the tool's own lines.
-    MMLogger.get_instance('vis_sampling', log_level='WARNING')
+    MMLogger.get_instance('visualization', log_level='WARNING')
     checkpoint = load_checkpoint(args.checkpoint, 'cpu')
     model, classes = build_trained(cfg, checkpoint, args.checkpoint)
     pipeline = FilePipeline(cfg, in_channels(model))
@@ -133,7 +151,12 @@ def draw(args: argparse.Namespace, cfg: Config) -> None:
         items = load_images(paths, pipeline)
     else:
         items = load_dataset(cfg, args.num_images)
-    sampled = predict_sampling(model.to(args.device), items, classes, pipeline.channels)
+    return Loaded(model.to(args.device), items, classes, pipeline.channels)
+
+
+def draw(args: argparse.Namespace, cfg: Config) -> None:
+    """Run the model on the images and write the picture."""
+    sampled = predict_sampling(*load(args, cfg))
     with write_atomically(args.out) as temporary:
         sampling_figure(*sampled, args.columns).savefig(temporary)
     print(f'{len(sampled.images)} images drawn: {args.out}')
@@ -145,13 +168,20 @@ def draw(args: argparse.Namespace, cfg: Config) -> None:
         )
 
 
-def main() -> None:
+def draw_or_exit(
+    draw: Callable[[argparse.Namespace, Config], None], parser: argparse.ArgumentParser
+) -> None:
     """Draw, with one line for every mistake of the user."""
-    args, cfg = parse_args()
+    args, cfg = parse_args(parser)
     try:
         draw(args, cfg)
-    except (InputError, OSError, RuntimeError, ValueError) as error:
-        sys.exit(f'vis_sampling.py: error: {error}')
+    except (ImportError, InputError, OSError, RuntimeError, ValueError) as error:
+        sys.exit(f'{Path(sys.argv[0]).name}: error: {error}')
+
+
+def main() -> None:
+    """Draw where the network looks."""
+    draw_or_exit(draw, build_parser('Draw where a network looks'))
 
 
 if __name__ == '__main__':
