@@ -24,7 +24,12 @@ from looker import MAX_POINTS, NO_CHECKPOINT, TOP, Look, Looker, LookError
 from mmengine.logging import MMLogger
 
 from mmpsvit.guard import use_safe_loading
-from mmpsvit.visualization import blend_heat, sampling_picture
+from mmpsvit.visualization import (
+    blend_heat,
+    movement_shares,
+    sampling_picture,
+    without_drift,
+)
 
 TITLE = 'Where does it look?'
 INTRO = f"""# {TITLE}
@@ -53,13 +58,20 @@ def message(text: str, bad: bool = False) -> str:
     return f'<p class="message{" bad" * bad}" role="status">{html.escape(text)}</p>'
 
 
-def draw(look: Look | None, iteration: int, paths: bool, heat: bool = False):
+def draw(
+    look: Look | None,
+    iteration: int,
+    paths: bool,
+    heat: bool = False,
+    relative: bool = False,
+):
     """Draw the points up to an iteration, 0 draws none, on the image or its heat."""
     if look is None:
         return None
     hot = heat and look.heat is not None
     image = blend_heat(look.image, look.heat) if hot else look.image
-    return sampling_picture(image, look.trajectory[: int(iteration)], paths)
+    (points,) = without_drift([look.trajectory]) if relative else [look.trajectory]
+    return sampling_picture(image, points[: int(iteration)], paths)
 
 
 def build_page(looker: Looker) -> gr.Blocks:
@@ -80,6 +92,7 @@ def build_page(looker: Looker) -> gr.Blocks:
         checkpoint: str | None,
         paths: bool,
         heat: bool,
+        relative: bool,
         num_points: int | None = None,
     ):
         """Look at an image; the values are for `shown` below."""
@@ -99,22 +112,24 @@ def build_page(looker: Looker) -> gr.Blocks:
             f'{Path(image).name}: {look.trajectory.shape[1]} points on {width} x '
             f'{height} pixels, {count} iterations.'
         )
+        if shares := movement_shares([look.trajectory]):
+            text += f' {shares[0]:.0%} of their movement is common to all of them.'
         iteration = gr.update(maximum=count, value=count, interactive=True)
         # What the user has chosen is there already, and may have moved on.
         value = dict(value=look.num_points) if num_points is None else {}
         side = gr.update(visible=look.num_points is not None, **value)
         layer = gr.update(visible=look.heat is not None)
-        picture = draw(look, count, paths, heat)
+        picture = draw(look, count, paths, heat, relative)
         return image, look, iteration, side, layer, picture, look.scores, message(text)
 
-    def start(paths: bool, heat: bool):
+    def start(*layers: bool):
         """List the files anew, and look at the first example if there is a network."""
         config, checkpoint = looker.config, looker.checkpoint
         image = examples[0] if checkpoint and examples else None
         return (
             gr.update(choices=looker.configs(), value=config),
             gr.update(choices=looker.checkpoints(), value=checkpoint),
-            *show(image, config, checkpoint, paths, heat),
+            *show(image, config, checkpoint, *layers),
         )
 
     def show_example(chosen: gr.SelectData, *network):
@@ -192,6 +207,12 @@ def build_page(looker: Looker) -> gr.Blocks:
                         visible=False,
                         elem_id='heat',
                     )
+                    relative = gr.Checkbox(
+                        False,
+                        label='Without their common movement',
+                        container=False,
+                        elem_id='relative',
+                    )
         with gr.Row():
             config = gr.Dropdown(
                 label='Config', allow_custom_value=True, elem_id='config'
@@ -201,7 +222,7 @@ def build_page(looker: Looker) -> gr.Blocks:
             )
 
         shown = [image, look, iteration, num_points, heat, picture, scores, status]
-        layers = [paths, heat]
+        layers = [paths, heat, relative]
         network = [config, checkpoint, *layers]
         hidden = dict(api_visibility='private')
         redraw = dict(show_progress='hidden', trigger_mode='always_last', **hidden)

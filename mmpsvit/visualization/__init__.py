@@ -31,6 +31,7 @@ from .sampling import (
     record_sampling,
     sampling_figure,
     sampling_picture,
+    without_drift,
 )
 from .sampling_hook import SamplingVisualizationHook
 from .trained import build_trained
@@ -63,4 +64,5 @@ __all__ = [
     'sampling_picture',
     'spread_indices',
     'testing_dataset',
+    'without_drift',
 ]

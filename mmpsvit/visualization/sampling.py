@@ -64,7 +64,9 @@ def record_sampling(model: nn.Module) -> Iterator[list[np.ndarray]]:
         handle.remove()
 
 
-def movement_shares(trajectories: Sequence[np.ndarray]) -> tuple[float, float] | None:
+def movement_shares(
+    trajectories: Sequence[np.ndarray],
+) -> tuple[float, float | None] | None:
     """How much of the points' movement is a drift, and how much follows the images.
 
     Of the mean square of the displacements from the first to the last iteration: the
@@ -76,10 +78,10 @@ def movement_shares(trajectories: Sequence[np.ndarray]) -> tuple[float, float] |
             :func:`record_sampling` has them.
 
     Returns:
-        tuple[float, float] | None: The shares. None of a single image, of images with
-        different numbers of points, or if nothing moves.
+        tuple[float, float | None] | None: The shares; a single image has only the
+        first. None if nothing moves, or images have different numbers of points.
     """
-    if len(trajectories) < 2 or len({points.shape for points in trajectories}) > 1:
+    if len({points.shape for points in trajectories}) != 1:
         return None
     # (images, N, 2)
     moved = np.stack([points[-1] - points[0] for points in trajectories]).astype(float)
@@ -88,7 +90,22 @@ def movement_shares(trajectories: Sequence[np.ndarray]) -> tuple[float, float] |
         return None
     drift = np.square(moved.mean(axis=(0, 1))).mean()
     follows = np.square(moved - moved.mean(axis=0)).mean()
-    return float(drift / total), float(follows / total)
+    return float(drift / total), float(follows / total) if len(moved) > 1 else None
+
+
+def without_drift(trajectories: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Take away what the movement of all points of all images has in common.
+
+    Args:
+        trajectories (Sequence[np.ndarray]): Of each image, (num_iters, N, 2).
+
+    Returns:
+        list[np.ndarray]: The same, without the mean displacement of each iteration.
+    """
+    moved = [points - points[:1] for points in trajectories]
+    # (num_iters, 1, 2)
+    drift = np.concatenate(moved, axis=1).mean(axis=1, keepdims=True)
+    return [points - drift for points in trajectories]
 
 
 def draw_sampling(

@@ -310,6 +310,7 @@ def test_pictures(demo, looker):
     np.testing.assert_array_equal(alone[7::15, 7::15], look.image)
     pictures = [draw(look, iteration, True) for iteration in range(1, 5)]
     pictures += [draw(look, 4, False), draw(look, 4, True, True)]
+    pictures.append(draw(look, 4, True, False, True))
     for index, picture in enumerate(pictures):
         assert picture.shape == alone.shape
         for other in [alone, *pictures[:index]]:

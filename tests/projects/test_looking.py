@@ -79,7 +79,8 @@ def test_fixed_parameters_do_not_move(images):
 def test_grid_that_moves_with_the_mean_is_the_reference():
     """Two images whose points move alike, and a third of the way each by itself."""
     start = np.array([[0.0, 0.0], [10.0, 10.0]])
-    moved = np.stack([start, start]) + [5, 0]
+    moved = np.stack([start, start])
+    moved += [5, 0]
     moved[1, 1] += [0, 30]
     trajectories = np.stack([np.stack([start, points]) for points in moved])
     boxes = np.array([[4, 0, 6, 1], [0, 0, 1, 1]])

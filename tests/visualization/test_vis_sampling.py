@@ -10,7 +10,7 @@ from mmengine.registry import DATASETS
 from PIL import Image
 from small_network import PIPELINE, save, small_config
 
-from mmpsvit.visualization import movement_shares
+from mmpsvit.visualization import movement_shares, without_drift
 
 LOAD, PACK = PIPELINE
 RED = (230, 20, 10)
@@ -100,6 +100,21 @@ def test_movement_shares():
     trajectories = list(np.stack([start, start + 9, start + moved], axis=1))
     shares = movement_shares(trajectories)
     assert shares == pytest.approx((9 / 14, 4 / 14))
-    assert movement_shares(trajectories[:1]) is None
+    # Of one image, 5 is common and place is not.
+    assert movement_shares(trajectories[:1]) == pytest.approx((25 / 26, None))
     assert movement_shares([each[[0, 0]] for each in trajectories]) is None
     assert movement_shares([trajectories[0], trajectories[1][:, :3]]) is None
+
+
+def test_without_drift():
+    """What all points share is gone in every iteration, and nothing else."""
+    rng = np.random.default_rng(0)
+    trajectories = [rng.normal(size=(3, 5, 2)) for _ in range(2)]
+    drift = np.array([[0, 0], [3, -2], [40, 1]])[:, None]
+    for points in trajectories:
+        points[1:] -= points[1:] - points[:1]  # still
+        points[1:, 0] += 1
+        points[1:, 1] -= 1
+    drifting = [points + drift for points in trajectories]
+    for found, expected in zip(without_drift(drifting), trajectories, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-12)

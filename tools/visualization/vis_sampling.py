@@ -35,6 +35,7 @@ from mmpsvit.visualization import (
     sampling_figure,
     spread_indices,
     testing_dataset,
+    without_drift,
 )
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
@@ -157,14 +158,17 @@ def load(args: argparse.Namespace, cfg: Config) -> Loaded:
 def draw(args: argparse.Namespace, cfg: Config) -> None:
     """Run the model on the images and write the picture."""
     sampled = predict_sampling(*load(args, cfg))
+    shares = movement_shares(sampled.trajectories)
+    if args.without_drift:
+        sampled = sampled._replace(trajectories=without_drift(sampled.trajectories))
     with write_atomically(args.out) as temporary:
         sampling_figure(*sampled, args.columns).savefig(temporary)
     print(f'{len(sampled.images)} images drawn: {args.out}')
-    if shares := movement_shares(sampled.trajectories):
-        drift, follows = (f'{share:.0%}' for share in shares)
+    if shares:
+        drift, follows = shares
+        print(f'movement: {drift:.0%} is common to all points', end='')
         print(
-            f'movement in these images: {drift} is common to all points and images, '
-            f'{follows} differs between images'
+            '' if follows is None else f' and images, {follows:.0%} follows the image'
         )
 
 
@@ -181,7 +185,13 @@ def draw_or_exit(
 
 def main() -> None:
     """Draw where the network looks."""
-    draw_or_exit(draw, build_parser('Draw where a network looks'))
+    parser = build_parser('Draw where a network looks')
+    parser.add_argument(
+        '--without-drift',
+        action='store_true',
+        help='draw points without the movement that all of them have in common',
+    )
+    draw_or_exit(draw, parser)
 
 
 if __name__ == '__main__':
