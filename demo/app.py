@@ -113,7 +113,7 @@ def build_page(looker: Looker) -> gr.Blocks:
             f'{height} pixels, {count} iterations.'
         )
         if shares := movement_shares([look.trajectory]):
-            text += f' {shares[0]:.0%} of their movement is common to all of them.'
+            text += f' {shares[0]:.0%} of the movement is common to all.'
         iteration = gr.update(maximum=count, value=count, interactive=True)
         # What the user has chosen is there already, and may have moved on.
         value = dict(value=look.num_points) if num_points is None else {}
@@ -196,20 +196,20 @@ def build_page(looker: Looker) -> gr.Blocks:
                 with gr.Row():
                     paths = gr.Checkbox(
                         True,
-                        label='Start grid and paths',
+                        label='Paths',
                         container=False,
                         elem_id='paths',
                     )
                     heat = gr.Checkbox(
                         False,
-                        label='Attention of the class token',
+                        label="Class token's attention",
                         container=False,
                         visible=False,
                         elem_id='heat',
                     )
                     relative = gr.Checkbox(
                         False,
-                        label='Without their common movement',
+                        label='Without the drift',
                         container=False,
                         elem_id='relative',
                     )

@@ -19,6 +19,8 @@ model = dict(
             type='mmpsvit.ProgressiveSampling',
             num_iters=4,
             num_points=6,  # points per side
+            # Not in the paper; why: docs/how_sampling_works.md, psvit_paper.py is without.
+            center_offsets=True,
         ),
     ),
     head=dict(

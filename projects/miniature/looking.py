@@ -31,7 +31,7 @@ from trainer import Settings, Trainer, make_images, train_together
 
 from mmpsvit.guard import write_atomically
 
-DEMO = HERE.parents[1] / 'configs' / 'cluttered_digits' / 'psvit.py'
+DEMO = HERE.parents[1] / 'configs' / 'cluttered_digits' / 'psvit_paper.py'
 RESULTS = HERE / 'looking'
 CANVAS, LR, STEPS = 96, 5e-4, 800  # of the demonstration
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
@@ -80,7 +80,7 @@ def fixed(kind: str) -> dict[str, float]:
 
 
 NETWORKS = {
-    'psvit': Network('PS-ViT, the demonstration'),
+    'psvit': Network("PS-ViT, the paper's sampler"),
     'no_bias': Network('no bias in the offset layers', rates=fixed('bias')),
     'slow': Network(
         'offset layers learn at a tenth of the rate', rates={'offset': 0.1}
@@ -89,7 +89,7 @@ NETWORKS = {
         'a learned shift per iteration, the same everywhere', rates=fixed('weight')
     ),
     'stay': Network('points that stay', rates={'offset': 0.0}),
-    'centered': Network('centred offsets', {'center_offsets': True}),
+    'centered': Network('centred offsets, the demonstration', {'center_offsets': True}),
     'centered_slow': Network(
         'centred offsets, a tenth of the rate',
         {'center_offsets': True},
