@@ -1,13 +1,14 @@
 # Copyright (c) mmpsvit contributors.
-"""Train the networks of looking.md, and write its tables.
+"""Train the networks of looking.md, and write their results.
 
     python projects/miniature/looking.py                    # what has no result yet
-    python projects/miniature/looking.py --only controls    # some questions
-    python projects/miniature/looking.py --report           # the page alone
+    python projects/miniature/looking.py --only controls    # of some questions
+    python projects/miniature/looking_report.py             # the tables of the pages
 
-All of it takes some minutes on a GPU, where many networks train side by side, and a day
-on two CPU cores. Results are lines of JSON in looking/*.jsonl; several processes may
-work at once on different questions, each with an --out of its own in that folder.
+A training takes five minutes on a CPU core. On a GPU, `--group 7` trains seven networks
+side by side, in about half a minute. Results are lines of JSON in looking/*.jsonl; several
+processes may work at once on different questions, each with an `--out` of its own in that
+folder.
 """
 
 # isort: off
