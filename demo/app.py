@@ -94,11 +94,14 @@ def build_page(looker: Looker) -> gr.Blocks:
         heat: bool,
         relative: bool,
         num_points: int | None = None,
+        before: Look | None = None,
     ):
         """Look at an image; the values are for `shown` below."""
         hide = gr.update(visible=False)
         still = gr.update(interactive=False)
         nothing = (image, None, still, hide, hide, None, None)
+        if before is None:  # the slider is hidden, and has chosen nothing
+            num_points = None
         if image is None:
             bad = not checkpoint
             return *nothing, message(NO_CHECKPOINT if bad else HINT, bad)
@@ -228,14 +231,14 @@ def build_page(looker: Looker) -> gr.Blocks:
         redraw = dict(show_progress='hidden', trigger_mode='always_last', **hidden)
         page.load(start, layers, [config, checkpoint, *shown], **hidden)
         # Emptied afterwards: the next image can be dropped at once.
-        upload.upload(show, [upload, *network, num_points], shown, **hidden).then(
+        upload.upload(show, [upload, *network, num_points, look], shown, **hidden).then(
             lambda: None, None, upload, **hidden
         )
-        gallery.select(show_example, [*network, num_points], shown, **hidden)
+        gallery.select(show_example, [*network, num_points, look], shown, **hidden)
         # Another network starts with its own number of points.
         for field in (config, checkpoint):
             field.input(show, [image, *network], shown, **hidden)
-        num_points.input(show, [image, *network, num_points], shown, **redraw)
+        num_points.input(show, [image, *network, num_points, look], shown, **redraw)
         for field in (iteration, *layers):
             field.input(draw, [look, iteration, *layers], picture, **redraw)
     return page

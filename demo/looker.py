@@ -342,11 +342,10 @@ def run(network: Network, item: dict, config: str) -> SampledImage:
 
 def heat_of(model: BaseModel, item: dict, size: tuple[int, int]) -> np.ndarray | None:
     """The heat map of a packed image of size (H, W), if there is a class token."""
-    data = model.data_preprocessor(pseudo_collate([item]), False)
-    try:
-        heat, trajectory, grid_size = explain(model, data['inputs'], 'attention')
-    except ValueError:  # no class token
+    if getattr(getattr(model, 'backbone', None), 'cls_token', None) is None:
         return None
+    data = model.data_preprocessor(pseudo_collate([item]), False)
+    heat, trajectory, grid_size = explain(model, data['inputs'], 'attention')
     return heat_map(heat, trajectory[:, -1], size, grid_size)[0].cpu().numpy()
 
 

@@ -19,7 +19,7 @@ model = dict(
             type='mmpsvit.ProgressiveSampling',
             num_iters=4,
             num_points=6,  # points per side
-            # Not in the paper; why: docs/how_sampling_works.md, psvit_paper.py is without.
+            # Not in the paper, but its points look: docs/how_sampling_works.md
             center_offsets=True,
         ),
     ),

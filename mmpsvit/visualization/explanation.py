@@ -70,6 +70,7 @@ def explain(model: BaseModel, images: Tensor, method: str = 'attention') -> Expl
         ValueError: If the method is unknown, the model has another backbone, no class
             token to pay attention or no classification head to take a gradient from.
         ImportError: If ``'gradcam'`` finds no package grad-cam.
+        RuntimeError: If ``'gradcam'`` is asked for in ``torch.inference_mode()``.
     """
     if method not in EXPLANATION_METHODS:
         raise ValueError(f'method must be one of {EXPLANATION_METHODS}, got {method!r}')

@@ -6,9 +6,9 @@
     python projects/miniature/looking_report.py             # the tables of the pages
 
 A training takes five minutes on a CPU core. On a GPU, `--group 7` trains seven networks
-side by side, in about half a minute. Results are lines of JSON in looking/*.jsonl; several
-processes may work at once on different questions, each with an `--out` of its own in that
-folder.
+side by side, in about half a minute. Results are lines of JSON in looking/*.jsonl;
+several processes may work at once on different questions, each with an `--out` of its
+own in that folder.
 """
 
 # isort: off
@@ -174,9 +174,7 @@ def best_rate(network: str, results: list[dict]) -> float:
         if result['network'] == network and result['seed'] == RATES_SEED
     }
     if found.keys() != {*RATES}:
-        raise SystemExit(
-            f'looking.py: error: first --only rates ({network} lacks some)'
-        )
+        raise SystemExit(f'error: first looking.py --only rates ({network} lacks some)')
     return max(found, key=found.get)
 
 
@@ -238,6 +236,8 @@ def do_missing(args: argparse.Namespace) -> None:
         missing = [r for r in QUESTIONS[question](results) if r.key() not in done]
         missing.sort(key=lambda run: run.training.canvas)
         while missing:
+            if time.monotonic() > deadline:
+                raise SystemExit('looking.py: out of time; the same command goes on')
             canvas = missing[0].training.canvas
             group = [r for r in missing[: args.group] if r.training.canvas == canvas]
             missing = missing[len(group) :]
@@ -264,14 +264,13 @@ def do_missing(args: argparse.Namespace) -> None:
                 save(run, trainer, args.save)
                 print(f'{run}: {curve[-1]["accuracy"]:.1f} %', flush=True)
             print(f'{len(group)} runs: {time.monotonic() - start:.0f} s', flush=True)
-            if time.monotonic() > deadline:
-                raise SystemExit('looking.py: out of time; the same command goes on')
 
 
 def save(run: Run, trainer: Trainer, folder: Path | None) -> None:
     """Save the weights of a network."""
     if folder:
-        name = f'{run.training.network}_{run.training.length}_{run.seed}.pth'
+        folder.mkdir(parents=True, exist_ok=True)
+        name = '_'.join(map(str, run.key().values())) + '.pth'
         with write_atomically(folder / name) as temporary:
             torch.save({'state_dict': trainer.model.state_dict()}, temporary)
 

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -238,10 +238,9 @@ class Trainer:
         recorded = record_sampling(self.model) if moves else contextlib.nullcontext()
         self.model.eval()
         with self.stream, recorded as found:
-            for part in torch.arange(len(images.labels)).split(500):
-                pixels = images.pixels[part[0] : part[-1] + 1]
+            parts = images.pixels.split(500), images.labels.split(500)
+            for pixels, labels in zip(*parts, strict=True):
                 logits = self.model(self._normalise(pixels), mode='tensor')
-                labels = images.labels[part[0] : part[-1] + 1]
                 correct += int((logits.argmax(dim=1) == labels).sum())
         self.model.train()
         accuracy = round(100 * correct / len(images.labels), 3)
@@ -269,6 +268,10 @@ def where_points_are(trajectories: np.ndarray, boxes: np.ndarray) -> dict:
     Args:
         trajectories (np.ndarray): (images, iterations, N, 2), in pixels.
         boxes (np.ndarray): (images, 4), (x1, y1, x2, y2) in pixels.
+
+    Returns:
+        dict: Of each iteration, ``inside``, ``shifted``, ``static``, ``drift`` and
+        ``follows``.
     """
     start = trajectories[:, :1]
     moved = trajectories - start
@@ -294,15 +297,15 @@ def where_points_are(trajectories: np.ndarray, boxes: np.ndarray) -> dict:
     return result
 
 
-def train_together(trainers: Sequence[Trainer], measures: int) -> Iterator[list[dict]]:
-    """Train networks side by side; yields the curve of each, when all are trained.
+def train_together(trainers: Sequence[Trainer], measures: int) -> list[list[dict]]:
+    """Train networks side by side.
 
     Args:
         trainers (Sequence[Trainer]): The networks.
         measures (int): How often each is measured, at equal distances.
 
-    Yields:
-        list[dict]: What :meth:`Trainer.measure` returned.
+    Returns:
+        list[list[dict]]: Of each network, what :meth:`Trainer.measure` returned.
     """
     curves = [[] for _ in trainers]
     for _ in range(max(trainer.steps for trainer in trainers)):
@@ -312,4 +315,4 @@ def train_together(trainers: Sequence[Trainer], measures: int) -> Iterator[list[
             trainer.step()
             if trainer.done * measures % trainer.steps < measures:
                 curve.append(trainer.measure())
-    yield from curves
+    return curves

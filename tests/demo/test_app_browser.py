@@ -270,3 +270,15 @@ def test_port_in_use(serve, checkout, free_port):
     assert done.returncode == 1
     assert f'app.py: error: cannot listen on 127.0.0.1:{free_port}' in done.stderr
     assert 'Traceback' not in done.stderr
+
+
+def test_first_image_has_the_points_of_the_config(serve, browser, checkout):
+    """Without examples, the slider of the number of points is hidden at first."""
+    data = checkout / 'data' / 'cluttered_digits'
+    image = data.with_name('mine') / '1' / '000001.png'
+    (data / 'val').rename(data.with_name('mine'))
+    _, url = serve()
+    page = Page(browser, url)
+    page.wait_for_message('Drop an image')
+    page.upload(image)
+    page.wait_for_message('000001.png: 36 points')

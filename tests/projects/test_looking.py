@@ -65,6 +65,25 @@ def test_steps_are_those_of_the_runner(network, images, folder, tmp_path):
     assert curve[-1]['accuracy'] == pytest.approx(scalars)
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+@pytest.mark.parametrize('network', ['slow', 'elastic'])
+def test_graphs_take_the_steps_of_the_cpu(network, images):
+    cfg = looking.Training(network).config()
+    cfg.train_cfg.max_iters = 24
+    cfg.param_scheduler[0].end = 2
+    cfg.train_dataloader.batch_size = 8
+    weights = []
+    for device in ('cpu', 'cuda'):
+        there = {split: each.to(torch.device(device)) for split, each in images.items()}
+        ours = trainer.Trainer(cfg, 3, there)
+        trainer.train_together([ours], 1)
+        weights.append(ours.model.cpu().state_dict())
+    assert any(not isinstance(graph, int) for graph in ours.graphs.values())
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=2e-3, rtol=0.02)
+
+
 def test_fixed_parameters_do_not_move(images):
     cfg = looking.Training('shift').config()
     cfg.train_cfg.max_iters = 2
@@ -113,5 +132,5 @@ def test_best_rate_needs_all_rates():
 
     results = [result(lr, 10 * lr) for lr in looking.RATES]
     assert looking.best_rate('vit', results) == max(looking.RATES)
-    with pytest.raises(SystemExit, match='first --only rates'):
+    with pytest.raises(SystemExit, match=r'first looking\.py --only'):
         looking.best_rate('vit', results[1:])

@@ -59,6 +59,24 @@ def test_test_set_of_arrays(draw):
     assert 'is common to all points and images' in printed
 
 
+@pytest.mark.parametrize('centered', [False, True])
+def test_drift_is_taken_away(draw, centered):
+    """From a network that has one; centred offsets have none."""
+    arrays = dict(type='mmengine.RedArrays', pipeline=[PACK])
+    changes = {
+        'test_dataloader.dataset': arrays,
+        'model.backbone.sampler.center_offsets': centered,
+    }
+    drawn = [
+        draw(small_config(**changes), '--num-images', 1, *options)
+        for options in ([], ['--without-drift'])
+    ]
+    (picture, printed), (other, again) = drawn
+    assert np.array_equal(picture, other) == centered
+    assert printed == again
+    assert ('movement: 0% is common to all points\n' in printed) == centered
+
+
 def test_files_for_a_network_of_arrays_and_hidden_folders(draw, tmp_path):
     for name in ('a/1.png', 'a/.ipynb_checkpoints/1-checkpoint.png', 'a/._1.png'):
         path = tmp_path / 'images' / name

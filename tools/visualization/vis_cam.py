@@ -51,7 +51,8 @@ def draw(args: argparse.Namespace, cfg: Config) -> None:
             (hot,) = heat_map(heat, points, image.shape[:2], grid_size).cpu().numpy()
             text = title if place == places[0] else 'the same on the start grid'
             panels.append((blend_heat(image, hot), points.cpu().numpy(), text))
-    figure = sampling_figure(*zip(*panels, strict=True), args.columns, paths=False)
+    columns = args.columns * len(places)
+    figure = sampling_figure(*zip(*panels, strict=True), columns, paths=False)
     with write_atomically(args.out) as temporary:
         figure.savefig(temporary)
     print(f'{len(items)} images drawn: {args.out}')
