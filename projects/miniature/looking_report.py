@@ -126,24 +126,25 @@ def trained_at(count: int) -> Training:
 
 def elastic(results: Results) -> str:
     """One network for all numbers of points, against one for each."""
+
+    def at(training: Training, count: int) -> dict[int, float]:
+        """Top-1 of a training at a number of points, by seed."""
+        found = results.get(training, {})
+        return {s: result['at_points'][str(count)] for s, result in found.items()}
+
     rows = []
     for count in POINTS:
-        own = results.get(trained_at(count), {})
-        own = {seed: result['at_points'][str(count)] for seed, result in own.items()}
-        row = [count, format_mean(list(own.values()))]
-        for training in (
-            Training('elastic'),
-            Training('elastic', length=1.5),
-            trained_at(6),
-        ):
-            found = results.get(training, {})
-            scores = {s: r['at_points'][str(count)] for s, r in found.items()}
-            row.append(format_mean(list(scores.values())) if scores else '')
-            row.append(format_difference(scores, own) if scores else '')
-        rows.append([*row, len(own)])
-    header = ['points per side', 'trained at it', 'elastic', 'difference']
-    header += ['elastic, 1.5 times as long', 'difference', 'trained at 6', 'difference']
-    return table([*header, 'seeds'], rows)
+        ours = at(Training('elastic'), count)
+        own, other = at(trained_at(count), count), at(trained_at(6), count)
+        scores = [format_mean(list(each.values())) for each in (ours, own, other)]
+        differences = [format_difference(ours, each) for each in (own, other)]
+        pairs = [len(ours.keys() & each.keys()) for each in (own, other)]
+        columns = zip(scores[1:], differences, pairs, strict=True)
+        rows.append(
+            [count, scores[0], *(cell for column in columns for cell in column)]
+        )
+    header = ['points per side', 'elastic', 'trained at it', 'elastic less that']
+    return table([*header, 'seeds', 'trained at 6', 'elastic less that', 'seeds'], rows)
 
 
 def rates(results: Results) -> str:
