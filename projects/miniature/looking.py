@@ -27,10 +27,11 @@ from measure import describe_setting
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from plan import HERE
-from stem import DemoStemPatchEmbedding
 from trainer import Settings, Trainer, make_images, train_together
 
 from mmpsvit.guard import write_atomically
+from mmpsvit.models import StemPatchEmbedding
+from mmpsvit.registry import MODELS
 
 DEMO = HERE.parents[1] / 'configs' / 'cluttered_digits' / 'psvit_paper.py'
 RESULTS = HERE / 'looking'
@@ -39,6 +40,14 @@ RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
 RATES_SEED = 100  # of no other table
 POINTS = (4, 5, 6, 7, 8)  # per side
 MEASURES = 8  # in a training
+
+
+@MODELS.register_module()
+class DemoStemPatchEmbedding(StemPatchEmbedding):
+    """The stem of the demonstration; MMPretrain's ViT lets no config choose a stem."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, base_channels=32, stem_channels=(96, 96), **kwargs)
 
 
 def vit(patches: int, embed_dims: int, num_heads: int = 3, stem: bool = False) -> dict:

@@ -11,11 +11,3 @@ class MiniatureStemPatchEmbedding(StemPatchEmbedding):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, base_channels=32, stem_channels=(64, 64), **kwargs)
-
-
-@MODELS.register_module()
-class DemoStemPatchEmbedding(StemPatchEmbedding):
-    """The stem of configs/cluttered_digits/psvit.py."""
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, base_channels=32, stem_channels=(96, 96), **kwargs)

@@ -201,6 +201,7 @@ def test_displacement(config, drawn, tmp_path):
     runner = Runner.from_cfg(config())
     runner.model.init_weights()
     runner.val()
+    runner.model.backbone.sampler.center_offsets = False
     for layer in runner.model.backbone.sampler.offset_layers:
         layer.bias.data = torch.tensor([0.3, -0.4])
     runner.val()
