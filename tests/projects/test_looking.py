@@ -132,5 +132,16 @@ def test_best_rate_needs_all_rates():
 
     results = [result(lr, 10 * lr) for lr in looking.RATES]
     assert looking.best_rate('vit', results) == max(looking.RATES)
+    everything = [
+        {**each, 'network': network}
+        for network in (*looking.LONG, *looking.COST)
+        for each in results
+    ]
+    long = looking.Run(looking.Training('vit', lr=2e-3, length=5), 0)
+    everything.append({**long.key(), 'curve': [{'accuracy': 77.0}]})
+    trained = report.by_training(everything)
+    assert '| ViT | 0.0 | 0.0 | 0.0 | 0.0 |' in report.rates(trained)
+    # Seeds of which the rate was chosen do not count.
+    assert '| ViT | 2e-3 |  | 0 | 77.0 | 1 |' in report.at_best_rates(trained)
     with pytest.raises(SystemExit, match=r'first looking\.py --only'):
         looking.best_rate('vit', results[1:])
