@@ -86,7 +86,8 @@ soak: setup-test
 	@$(PY) tests/soak/soak_resume.py --kills 20
 
 reproduce-mini: setup
-	@$(PY) projects/miniature/run.py
+	@$(PY) projects/miniature/run.py --only a b c d e g h --out work_dirs/miniature
+	@$(PY) projects/miniature/report.py work_dirs/miniature
 
 docs-check: setup-test
 	@$(PY) -m pytest -m '' tests/test_docs.py

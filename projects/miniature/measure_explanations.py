@@ -23,12 +23,12 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 # isort: on
 
 import argparse
+import json
 import sys
 from collections import defaultdict
 from pathlib import Path
 
 import torch
-from measure import read_boxes
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
@@ -50,6 +50,12 @@ NAMES = {
     'alike': 'all tokens alike',
 }
 SCORES = ('tokens', 'map', 'hottest')
+
+
+def read_boxes(folder: Path) -> dict[Path, list[int]]:
+    """The box of the digit in each image of a split of the cluttered digits."""
+    images = json.loads((folder / 'boxes.json').read_bytes())['images']
+    return {(folder / image['file']).resolve(): image['box'] for image in images}
 
 
 def scores_in_box(heat: Tensor, points: Tensor, maps: Tensor, boxes: Tensor) -> Tensor:

@@ -1,16 +1,84 @@
 # Copyright (c) mmpsvit contributors.
-"""What is trained, and which table shows it: a new experiment is an entry of TABLES."""
+"""What is trained, and which table shows it."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-CANVASES = (64, 96, 128, 160)  # px; divisible by 16, as 4 x 4 patches at stride 4 need
-LR = 5e-4
+from mmengine.config import Config
 
-# By the names of their configs.
-NETWORKS = {
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+MINIATURE = HERE / 'configs'
+DEMO = ROOT / 'configs' / 'cluttered_digits' / 'psvit_paper.py'
+DATA = {  # settings of make_cluttered_digits.py, by the folder of the network's config
+    MINIATURE: dict(size=64, digit_size=20, num_clutter=8, num_val=2000),
+    DEMO.parent: dict(size=96, digit_size=28, num_clutter=16, num_val=1000),
+}
+LR = 5e-4  # of all configs
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)
+RATES_SEED = 100  # of no other table
+# px; None is 64. Divisible by 16, as 4 x 4 patches at stride 4 need
+CANVASES = (None, 96, 128, 160)
+POINTS = (4, 5, 6, 7, 8)  # per side, of the demonstration's elastic network
+SAMPLER = 'model.backbone.sampler'
+CUSTOM_KEYS = 'optim_wrapper.paramwise_cfg.custom_keys'
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network.
+
+    Attributes:
+        title (str): What tables call it.
+        config (Path): Its config.
+        options (Mapping): What differs from the config, as ``--cfg-options`` has it.
+    """
+
+    title: str
+    config: Path = DEMO
+    options: Mapping = field(default_factory=dict)
+
+
+def factors(**of_parameters: float) -> dict:
+    """Options: factors on the learning rate, by parts of the parameters' names."""
+    keys = {key: dict(lr_mult=factor) for key, factor in of_parameters.items()}
+    return {CUSTOM_KEYS: keys}
+
+
+def fixed(kind: str) -> dict:
+    """Options: fix the weights or biases of the offset layers, which begin at zero."""
+    return factors(**{f'offset_layers.{index}.{kind}': 0.0 for index in range(3)})
+
+
+def vit(patches: int, embed_dims: int, num_heads: int = 3, **settings) -> dict:
+    """Options: a plain ViT as deep as the demonstration, from its patches per side."""
+    size = DATA[DEMO.parent]['size']
+    backbone = dict(
+        _delete_=True,
+        type='VisionTransformer',
+        arch=dict(
+            embed_dims=embed_dims,
+            num_layers=6,
+            num_heads=num_heads,
+            feedforward_channels=3 * embed_dims,
+        ),
+        img_size=size,
+        patch_size=size // patches,
+        qkv_bias=False,
+        **settings,
+    )
+    return {
+        'model.backbone': backbone,
+        'model.head.in_channels': embed_dims,
+        CUSTOM_KEYS: {'.pos_embed': dict(decay_mult=0.0)},
+    }
+
+
+STEM = dict(patch_cfg=dict(conv_type='mmpsvit.MiniatureStemPatchEmbedding'))
+CENTERED = {f'{SAMPLER}.center_offsets': True}
+TITLES = {  # of the configs of the miniature
     'psvit': 'PS-ViT, N = 4, n = 4',
     'vit': 'ViT',
     'vit_same_stem': 'ViT on the CNN stem of PS-ViT',
@@ -23,7 +91,35 @@ NETWORKS = {
     'n8': 'PS-ViT, n = 8',
     'shared': 'PS-ViT, weights shared by all iterations',
 }
-MAIN = ('psvit', 'vit', 'vit_same_stem', 'iters1')
+NETWORKS = {
+    name: Network(title, MINIATURE / f'{name}.py') for name, title in TITLES.items()
+}
+NETWORKS |= {
+    f'demo_{name}': Network(title, options=options)
+    for name, title, options in (
+        ('psvit', "PS-ViT, the paper's sampler", {}),
+        ('centered', 'centred offsets, the demonstration', CENTERED),
+        ('stay', 'points that stay', factors(offset=0.0)),
+        (
+            'shift',
+            'a learned shift per iteration, the same everywhere',
+            fixed('weight'),
+        ),
+        ('no_bias', 'no bias in the offset layers', fixed('bias')),
+        ('slow', 'offset layers learn at a tenth of the rate', factors(offset=0.1)),
+        (
+            'centered_slow',
+            'centred offsets, a tenth of the rate',
+            {**CENTERED, **factors(offset=0.1)},
+        ),
+        ('vit', 'ViT', vit(6, 96)),
+        ('vit_stem', 'ViT on the stem', vit(6, 96, **STEM)),
+        ('vit_wide', 'ViT, wider', vit(6, 144)),
+        ('vit_tokens', 'ViT, more tokens', vit(8, 104, num_heads=4)),
+        ('elastic', 'elastic', {f'{SAMPLER}.num_points': list(POINTS)}),
+        *((f'n{n}', f'n = {n}', {f'{SAMPLER}.num_points': n}) for n in POINTS),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -31,162 +127,149 @@ class Training:
     """A network and how it is trained, with any seed."""
 
     network: str
-    canvas: int = CANVASES[0]
+    canvas: int | None = None  # px; None is that of the data of its config
     lr: float = LR
-    length: int = 1  # in budgets of steps
+    length: float = 1  # in schedules of its config
 
     @property
-    def name(self) -> str:
-        """What the files of its runs are called, but for the seed."""
-        name = self.network
-        if self.canvas != CANVASES[0]:
-            name += f'_{self.canvas}px'
-        if self.lr != LR:
-            name += f'_lr{format_lr(self.lr)}'
-        if self.length > 1:
-            name += f'_{self.length}x'
-        return name
+    def data(self) -> dict[str, int]:
+        """Settings of its data: on larger canvases as densely cluttered."""
+        data = DATA[NETWORKS[self.network].config.parent]
+        canvas = self.canvas or data['size']
+        clutter = round(data['num_clutter'] * (canvas / data['size']) ** 2)
+        return {**data, 'size': canvas, 'num_clutter': clutter}
 
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the page.
-
-    Attributes:
-        title (str): Its heading on a new page.
-        seeds (dict[Training, int]): Its rows, and how many seeds of each it needs.
-        columns (tuple[str, ...]): Its columns, by their names in report.py.
-    """
-
-    title: str
-    seeds: dict[Training, int]
-    columns: tuple[str, ...] = ('half', 'end', 'seeds')
-
-
-def rows(networks: Iterable[str], seeds: int, **settings) -> dict[Training, int]:
-    """Networks that are all trained in one way."""
-    return {Training(network, **settings): seeds for network in networks}
-
-
-TABLES = {
-    'a': Table(
-        "PS-ViT against ViT (the paper's Table 7)",
-        rows(['psvit', 'vit'], 3) | rows(['vit'], 1, length=5),
-    ),
-    'b': Table(
-        'Where does the gain come from?',
-        rows(MAIN, 3) | rows(['vit', 'iters1'], 1, length=5),
-    ),
-    'c': Table(
-        'Number of iterations (Table 6)',
-        rows(['iters1', 'iters2', 'psvit', 'iters6'], 3),
-    ),
-    'd': Table(
-        'Number of points (Table 5)', rows(['n3', 'psvit', 'n5', 'n6', 'n8'], 1)
-    ),
-    'e': Table(
-        'Shared weights (Table 8)',
-        rows(['psvit', 'shared'], 3),
-        ('parameters', 'half', 'end', 'seeds'),
-    ),
-    'g': Table(
-        'Growing canvas and clutter',
-        {Training(name, canvas): 1 for canvas in CANVASES for name in MAIN},
-        ('px', 'half', 'end', 'seeds'),
-    ),
-    'h': Table(
-        'Twice the learning rate',
-        {Training(name, lr=lr): 1 for name in MAIN for lr in (LR, 2 * LR)},
-        ('learning rate', 'half', 'end', 'inside', 'seeds'),
-    ),
-}
-# Of all networks that have points; it trains nothing of its own.
-TABLES['inside'] = Table(
-    'Does it look at the digit?',
-    {
-        training: 0
-        for table in TABLES.values()
-        for training in table.seeds
-        if not training.network.startswith('vit')
-    },
-    ('px', *(f'inside {t}' for t in range(1, 7)), 'seeds'),
-)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What all runs have in common."""
-
-    steps: int = 1000
-    num_train: int = 12800
-    num_val: int = 2000
+    def config(self) -> Config:
+        """Its config."""
+        network = NETWORKS[self.network]
+        cfg = Config.fromfile(network.config)
+        cfg.merge_from_dict(network.options)
+        cfg.train_cfg.max_iters = round(cfg.train_cfg.max_iters * self.length)
+        warmup = cfg.param_scheduler[0]
+        warmup.end = max(1, round(warmup.end * self.length))
+        cfg.optim_wrapper.optimizer.lr = self.lr
+        backbone = cfg.model.backbone
+        if backbone.type == 'VisionTransformer':  # as many patches on every canvas
+            patches = backbone.img_size // backbone.patch_size
+            backbone.img_size = self.data['size']
+            backbone.patch_size = self.data['size'] // patches
+        return cfg
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training with one seed."""
+    """A training with a seed."""
 
     training: Training
     seed: int
-    budget: Budget
 
-    @property
-    def name(self) -> str:
-        """The name of its result file and of its work dir."""
-        return f'{self.training.name}_seed{self.seed}'
+    def key(self) -> dict:
+        """What tells it from others, in its result."""
+        return {**asdict(self.training), 'seed': self.seed}
 
-    @property
-    def config(self) -> Path:
-        """Its config file."""
-        return HERE / 'configs' / f'{self.training.network}.py'
 
-    def settings(self) -> dict[str, float]:
-        """What decides its result besides the code."""
-        return {
-            'canvas': self.training.canvas,
-            'steps': self.budget.steps * self.training.length,
-            'lr': self.training.lr,
-            'seed': self.seed,
-            **data_settings(self.training.canvas, self.budget),
-        }
+Results = dict[Training, dict[int, dict]]  # by training and seed
+
+
+def trainings(networks: Iterable[str], **settings) -> list[Training]:
+    """Networks that are all trained in one way."""
+    return [Training(network, **settings) for network in networks]
+
+
+def runs(wanted: Iterable[Training], seeds: Iterable[int]) -> list[Run]:
+    """All of some trainings, all with the first seed first."""
+    wanted = list(wanted)
+    return [Run(training, seed) for seed in seeds for training in wanted]
+
+
+def read_results(folder: Path = HERE / 'results') -> Results:
+    """The results in a folder."""
+    results = {}
+    for path in sorted(folder.glob('*.jsonl')):
+        for line in path.read_text().splitlines():
+            result = json.loads(line)
+            settings = {key: result[key] for key in vars(Training(''))}
+            results.setdefault(Training(**settings), {})[result['seed']] = result
+    return results
+
+
+def accuracy(result: dict) -> float:
+    """Top-1 at the end of a training, in percent."""
+    return result['curve'][-1]['accuracy']
+
+
+def best_rate(network: str, results: Results) -> float | None:
+    """The learning rate that is best for a network, if all of them were tried."""
+    found = {
+        lr: results.get(Training(network, lr=lr), {}).get(RATES_SEED) for lr in RATES
+    }
+    if None in found.values():
+        return None
+    return max(found, key=lambda lr: accuracy(found[lr]))
+
+
+def at_best_rates(
+    networks: Iterable[str], results: Results, seeds: Iterable[int], **settings
+) -> list[Run]:
+    """Networks, each at its best learning rate."""
+    rates = {network: best_rate(network, results) for network in networks}
+    for network, rate in rates.items():
+        if rate is None:
+            raise SystemExit(f'error: first run.py --only rates ({network} lacks some)')
+    return runs([Training(n, lr=lr, **settings) for n, lr in rates.items()], seeds)
+
+
+MAIN = ('psvit', 'vit', 'vit_same_stem', 'iters1')
+CONTROLS = tuple(
+    f'demo_{name}'
+    for name in (
+        'psvit', 'centered', 'stay', 'shift', 'no_bias', 'slow', 'centered_slow'
+    )
+)  # fmt: skip
+ELASTIC = ('demo_psvit', 'demo_elastic', 'demo_n4', 'demo_n5', 'demo_n7', 'demo_n8')
+LONG = ('demo_psvit', 'demo_centered', 'demo_stay', 'demo_vit', 'demo_vit_stem')
+COST = ('demo_vit_wide', 'demo_vit_tokens')
+GROWN = ('demo_psvit', 'demo_centered', 'demo_stay', 'demo_vit_stem')
+
+# What each experiment trains, from the results that there are. Those of one letter are
+# the tables of README.md.
+EXPERIMENTS: dict[str, Callable[[Results], list[Run]]] = {
+    'a': lambda _: [
+        *runs(trainings(['psvit', 'vit']), range(3)),
+        Run(Training('vit', length=5), 0),
+    ],
+    'b': lambda _: [
+        *runs(trainings(MAIN), range(3)),
+        *runs(trainings(['vit', 'iters1'], length=5), [0]),
+    ],
+    'c': lambda _: runs(trainings(['iters1', 'iters2', 'psvit', 'iters6']), range(3)),
+    'd': lambda _: runs(trainings(['n3', 'psvit', 'n5', 'n6', 'n8']), [0]),
+    'e': lambda _: runs(trainings(['psvit', 'shared']), range(3)),
+    'g': lambda _: runs(
+        [Training(name, canvas) for canvas in CANVASES for name in MAIN], [0]
+    ),
+    'h': lambda _: runs(
+        [Training(name, lr=lr) for name in MAIN for lr in (LR, 2 * LR)], [0]
+    ),
+    'controls': lambda _: runs(trainings(CONTROLS), range(5)),
+    'elastic': lambda _: [
+        *runs(trainings(ELASTIC), range(5)),
+        *runs(trainings(['demo_elastic'], length=1.5), range(5)),
+    ],
+    'rates': lambda _: runs(
+        [Training(name, lr=lr) for lr in RATES for name in (*LONG, *COST)], [RATES_SEED]
+    ),
+    'long': lambda results: [
+        *at_best_rates([*LONG, *COST], results, range(3)),
+        *at_best_rates(LONG, results, range(3), length=5),
+    ],
+    'canvas': lambda _: runs(
+        [Training(name, canvas, length=5) for canvas in (128, 160) for name in GROWN],
+        [0],
+    ),
+}
 
 
 def format_lr(lr: float) -> str:
     """A learning rate as people write it: 5e-4, 2.5e-4."""
     return f'{lr:.1e}'.replace('.0e', 'e').replace('e-0', 'e-')
-
-
-def num_clutter(canvas: int) -> int:
-    """Fragments per image: 8 on the smallest canvas, and as densely on the others."""
-    return round(8 * (canvas / CANVASES[0]) ** 2)
-
-
-def data_settings(canvas: int, budget: Budget) -> dict[str, int]:
-    """Arguments of make_cluttered_digits.py for a canvas, apart from its size."""
-    return {
-        'digit_size': 20,  # px, on every canvas
-        'num_clutter': num_clutter(canvas),
-        'num_train': budget.num_train,
-        'num_val': budget.num_val,
-    }
-
-
-def plan_runs(names: Iterable[str], seeds: int | None, budget: Budget) -> list[Run]:
-    """The runs that some tables need, each once, all with seed 0 first.
-
-    Args:
-        names (Iterable[str]): Names of the tables.
-        seeds (int, optional): Seeds of each training; None for those of the tables.
-        budget (Budget): What all runs have in common.
-    """
-    wanted: dict[Training, int] = {}
-    for name in names:
-        for training, count in TABLES[name].seeds.items():
-            count = seeds if seeds and count else count
-            wanted[training] = max(count, wanted.get(training, 0))
-    return [
-        Run(training, seed, budget)
-        for seed in range(max(wanted.values(), default=0))
-        for training, count in wanted.items()
-        if seed < count
-    ]

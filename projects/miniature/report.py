@@ -1,23 +1,44 @@
 # Copyright (c) mmpsvit contributors.
-"""Write tables and plots of the results that there are into a page.
+"""Write the tables and the plot of the results that there are.
 
-    python projects/miniature/report.py        # this folder's page
-    python projects/miniature/report.py OUT    # another one's: OUT/README.md
+    python projects/miniature/report.py        # into the pages
+    python projects/miniature/report.py OUT    # of other results: OUT/tables.md
 
-The text of the page is written by hand. Each table stands between two comments,
-`<!-- a -->` and `<!-- end of a -->`, and what is between them is replaced; a table
-that has no place yet is added at the end.
+The text of the pages is written by hand. Each table stands between two comments,
+`<!-- a -->` and `<!-- end of a -->`, and what is between them is replaced.
 """
 
+# isort: off
+import mmpsvit  # noqa: F401  First: it says what to install if something is missing.
+# isort: on
+
 import argparse
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from plan import HERE, LR, NETWORKS, TABLES, Table, Training, format_lr
+from plan import (
+    CONTROLS,
+    COST,
+    DEMO,
+    EXPERIMENTS,
+    HERE,
+    LONG,
+    LR,
+    MINIATURE,
+    NETWORKS,
+    POINTS,
+    RATES,
+    RATES_SEED,
+    ROOT,
+    Results,
+    Training,
+    accuracy,
+    best_rate,
+    format_lr,
+    read_results,
+)
 
 from mmpsvit.guard import write_atomically
 
@@ -30,18 +51,7 @@ COLOURS = {
 }
 CHANCE = 10  # percent
 MISSING = 'missing'
-
-Results = Mapping[Training, Sequence[dict]]
-
-
-def read_results(out: Path) -> Results:
-    """The results of every training of the plan, in the order of their seeds."""
-    results = {}
-    for training in dict.fromkeys(t for table in TABLES.values() for t in table.seeds):
-        paths = (out / 'results').glob(f'{training.name}_seed*.json')
-        found = [json.loads(path.read_bytes()) for path in paths]
-        results[training] = sorted(found, key=lambda result: result['settings']['seed'])
-    return results
+Found = Mapping[int, dict]  # results by seed
 
 
 def format_mean(values: Sequence[float], digits: int = 1) -> str:
@@ -52,69 +62,227 @@ def format_mean(values: Sequence[float], digits: int = 1) -> str:
     return text + (f' ± {np.std(values, ddof=1):.{digits}f}' if len(values) > 1 else '')
 
 
-def format_inside(results: Sequence[dict], iteration: int) -> str:
-    """The share of points in the digit's box, in percent, if there are points."""
-    shares = [result['inside'] or [] for result in results]
-    if any(iteration >= len(each) for each in shares) or not all(shares):
+def format_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
+    """Mean and standard error of the paired differences over the common seeds."""
+    pairs = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    if not pairs:
         return ''
-    return format_mean([100 * each[iteration] for each in shares], 2)
+    error = np.std(pairs, ddof=1) / np.sqrt(len(pairs)) if len(pairs) > 1 else None
+    return f'{np.mean(pairs):+.1f}' + (f' ± {error:.1f}' if error is not None else '')
 
 
-def format_cell(column: str, training: Training, found: Sequence[dict]) -> str:
-    """A cell of a table.
-
-    Args:
-        column (str): The column, one of those that follow.
-        training (Training): The row.
-        found (Sequence[dict]): The results of its seeds.
-    """
-    match column.split():
-        case ['half' | 'end']:
-            return format_mean([result['accuracy'][column] for result in found])
-        case ['inside', *iteration]:
-            return format_inside(found, int(iteration[0]) - 1 if iteration else -1)
-        case ['parameters']:
-            return f'{found[0]["parameters"]:,}' if found else MISSING
-        case ['seeds']:
-            wanted = max(table.seeds.get(training, 0) for table in TABLES.values())
-            return f'{len(found)}' + f' of {wanted}' * (len(found) < wanted)
-        case ['px']:
-            return str(training.canvas)
-        case ['learning', 'rate']:
-            return format_lr(training.lr)
-    raise ValueError(f'there is no column {column!r}')
+def percent(values: Iterable[float | None]) -> str:
+    """Mean of shares in percent; nothing if nothing moved."""
+    values = [value for value in values if value is not None]
+    return f'{100 * np.mean(values):.1f}' if values else ''
 
 
-def format_table(table: Table, results: Results, out: Path) -> str:
-    """A table in Markdown, with links relative to the page's folder."""
-    lines = [['network', *table.columns], ['---', *['---:'] * len(table.columns)]]
-    configs = os.path.relpath(HERE / 'configs', out)
-    for training in table.seeds:
-        name = training.network
-        label = f'[{NETWORKS[name]}]({configs}/{name}.py)'
-        if training.lr != LR and 'learning rate' not in table.columns:
+def format_table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
+    """A table in Markdown."""
+    lines = [header, ['---', *['---:'] * (len(header) - 1)], *rows]
+    return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
+
+
+def scores(found: Found) -> dict[int, float]:
+    """Top-1 at the end, by seed; without the seed that learning rates are chosen by."""
+    return {s: accuracy(result) for s, result in found.items() if s != RATES_SEED}
+
+
+def at_half(found: Found) -> list[float]:
+    """Top-1 at half of the steps."""
+    values = []
+    for curve in (result['curve'] for result in found.values()):
+        half = curve[-1]['step'] / 2
+        nearest = min(curve, key=lambda point: abs(point['step'] - half))
+        values.append(nearest['accuracy'])
+    return values
+
+
+def share(found: Found, name: str, iteration: int = -1) -> list[float | None]:
+    """A share at the end of the trainings, of those with so many iterations."""
+    shares = [result['curve'][-1].get(name, []) for result in found.values()]
+    reach = iteration if iteration >= 0 else 0
+    return [each[iteration] for each in shares if len(each) > reach]
+
+
+def format_inside(found: Found, iteration: int = -1) -> str:
+    """The share of points in the digit's box, in percent, if there are points."""
+    shares = share(found, 'inside', iteration)
+    return format_mean([100 * each for each in shares], 2) if shares else ''
+
+
+COLUMNS: dict[str, Callable[[Training, Found], str]] = {
+    'px': lambda training, _: str(training.data['size']),
+    'learning rate': lambda training, _: format_lr(training.lr),
+    'parameters': lambda _, found: f'{next(iter(found.values()))["parameters"]:,}',
+    'half': lambda _, found: format_mean(at_half(found)),
+    'end': lambda _, found: format_mean([*scores(found).values()]),
+    'inside': lambda _, found: format_inside(found),
+    **{
+        f'inside {number + 1}': lambda _, found, number=number: format_inside(
+            found, number
+        )
+        for number in range(6)
+    },
+    'seeds': lambda _, found: str(len(found)),
+}
+
+
+def table_of(rows: Iterable[Training], columns: Sequence[str], results: Results) -> str:
+    """A table of README.md."""
+    lines = []
+    for training in rows:
+        network, found = NETWORKS[training.network], results.get(training, {})
+        label = f'[{network.title}](configs/{network.config.name})'
+        if training.lr != LR and 'learning rate' not in columns:
             label += f', learning rate {format_lr(training.lr)}'
         if training.length > 1:
             label += f', {training.length} times the steps'
-        row = training, results[training]
-        lines.append([label, *(format_cell(column, *row) for column in table.columns)])
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+        cells = [COLUMNS[name](training, found) if found else '' for name in columns]
+        lines.append([label, *cells])
+    return format_table(['network', *columns], lines)
 
 
-def describe_runs(results: Results) -> str:
-    """Settings, commits, versions, machines and dates of all results."""
-    runs = [run for found in results.values() for run in found]
-    seconds = sum(run['seconds_per_step'] * run['settings']['steps'] for run in runs)
-    lines = [f'{len(runs)} runs; training took {seconds / 3600:.1f} hours of one core']
-    for run in runs:
-        settings, machine = run['settings'], run['machine']
-        versions = (f'{name} {version}' for name, version in run['versions'].items())
-        about = '{num_train} images to train, {num_val} to validate'.format(**settings)
-        about += '; {cores} cores, {cpu}, {system}; '.format(**machine)
-        about += ', '.join(versions)
-        for state in run['code']:
+def rows_of(experiment: str) -> list[Training]:
+    """The trainings of an experiment that depends on no other."""
+    return [*dict.fromkeys(run.training for run in EXPERIMENTS[experiment]({}))]
+
+
+def looks_at_digit(results: Results) -> str:
+    """All networks of README.md that have points."""
+    rows = dict.fromkeys(row for name in 'abcdegh' for row in rows_of(name))
+    rows = [row for row in rows if not row.network.startswith('vit')]
+    columns = ['px', *(f'inside {number}' for number in range(1, 7)), 'seeds']
+    return table_of(rows, columns, results)
+
+
+def controls(results: Results) -> str:
+    """What is the movement worth?"""
+    reference = scores(results.get(Training('demo_psvit'), {}))
+    rows = []
+    for name in CONTROLS:
+        found = results.get(Training(name), {})
+        ours = scores(found)
+        difference = '' if name == CONTROLS[0] else format_difference(ours, reference)
+        shares = [percent(share(found, key)) for key in ('drift', 'follows', 'inside')]
+        mean = format_mean([*ours.values()])
+        rows.append([NETWORKS[name].title, mean, difference, *shares, len(ours)])
+    header = ['network', 'top-1', 'to the first', 'common to all', 'of the image']
+    return format_table([*header, 'in the box', 'seeds'], rows)
+
+
+def where(results: Results) -> str:
+    """Where the points are in each iteration."""
+    rows = []
+    for name in CONTROLS[:2]:
+        found = results.get(Training(name), {})
+        for iteration in range(4):
+            keys = ('inside', 'shifted', 'static', 'drift', 'follows')
+            shares = [percent(share(found, key, iteration)) for key in keys]
+            rows.append([f'{NETWORKS[name].title}, iteration {iteration + 1}', *shares])
+    header = ['', 'in the box', 'grid shifted', 'grid moved']
+    return format_table([*header, 'common to all', 'of the image'], rows)
+
+
+def over_time(results: Results) -> str:
+    """Where the points are while a network learns."""
+    groups = [results.get(Training(name), {}).values() for name in CONTROLS[:2]]
+    steps = {point['step'] for group in groups for r in group for point in r['curve']}
+    rows = []
+    for step in sorted(steps):
+        row = [step]
+        for group in groups:
+            curve = [
+                p for result in group for p in result['curve'] if p['step'] == step
+            ]
+            row.append(f'{np.mean([each["accuracy"] for each in curve]):.1f}')
+            for key in ('follows', 'inside'):
+                row.append(percent(each[key][-1] for each in curve))
+        rows.append(row)
+    names = ('top-1', 'of the image', 'in the box')
+    header = ['step', *names, *(f'{name}, centred' for name in names)]
+    return format_table(header, rows)
+
+
+def elastic(results: Results, length: float = 1) -> str:
+    """One network for all numbers of points, against one for each."""
+
+    def at(training: Training, count: int) -> dict[int, float]:
+        """Top-1 of a training at a number of points, by seed."""
+        found = results.get(training, {})
+        return {s: result['at_points'][str(count)] for s, result in found.items()}
+
+    rows = []
+    for count in POINTS:
+        ours = at(Training('demo_elastic', length=length), count)
+        own = Training('demo_psvit' if count == 6 else f'demo_n{count}')
+        row = [count, format_mean([*ours.values()])]
+        for other in (at(own, count), at(Training('demo_psvit'), count)):
+            row += [format_mean([*other.values()]), format_difference(ours, other)]
+            row.append(len(ours.keys() & other.keys()))
+        rows.append(row)
+    header = ['points per side', 'elastic', 'trained at it', 'elastic less that']
+    return format_table(
+        [*header, 'seeds', 'trained at 6', 'elastic less that', 'seeds'], rows
+    )
+
+
+def rates(results: Results) -> str:
+    """Which learning rate suits which network."""
+    rows = []
+    for name in (*LONG, *COST):
+        found = [results.get(Training(name, lr=lr), {}).get(RATES_SEED) for lr in RATES]
+        cells = [f'{accuracy(each):.1f}' if each else '' for each in found]
+        if any(cells):
+            rows.append([NETWORKS[name].title, *cells])
+    return format_table(['network', *map(format_lr, RATES)], rows)
+
+
+def at_best_rates(results: Results) -> str:
+    """Long schedules and equal cost, each network at its best learning rate."""
+    rows = []
+    for name in (*LONG, *COST):
+        lr = best_rate(name, results)
+        if lr is None:
+            continue
+        cells = []
+        for length in (1, 5):
+            found = scores(results.get(Training(name, lr=lr, length=length), {}))
+            cells += [format_mean([*found.values()]) if found else '', len(found)]
+        rows.append([NETWORKS[name].title, format_lr(lr), *cells])
+    header = ['network', 'learning rate', 'top-1', 'seeds']
+    return format_table([*header, '5 times the steps', 'seeds'], rows)
+
+
+def canvases(results: Results) -> str:
+    """Larger canvases."""
+    rows = []
+    for training in rows_of('canvas'):
+        found = results.get(training, {})
+        cells = [format_mean(at_half(found)), format_mean([*scores(found).values()])]
+        title = NETWORKS[training.network].title
+        rows.append([title, training.data['size'], *cells, len(found)])
+    return format_table(['network', 'px', 'half', 'end', 'seeds'], rows)
+
+
+def describe_runs(results: Results, folder: Path) -> str:
+    """Commits, versions, machines and dates of the networks of a folder's configs."""
+    found = [
+        result
+        for training, by_seed in results.items()
+        if NETWORKS[training.network].config.parent == folder
+        for result in by_seed.values()
+    ]
+    lines = [f'{len(found)} trainings']
+    for result in found:
+        versions = (f'{key} {value}' for key, value in result['versions'].items())
+        about = '{cores} cores, {cpu}, {system}'.format(**result['machine'])
+        if 'gpu' in result['machine']:
+            about += f', {result["machine"]["gpu"]}'
+        for state in result['code']:
             dirty = ' with uncommitted changes' * bool(state['dirty'])
-            lines.append(f'commit `{state["commit"]}`{dirty}, {run["date"]}: {about}')
+            commit = f'commit `{state["commit"]}`{dirty}, {result["date"]}'
+            lines.append(f'{commit}: {about}; {", ".join(versions)}')
     return '\n'.join(f'- {line}' for line in dict.fromkeys(lines))
 
 
@@ -127,9 +295,14 @@ def curve_figure(results: Results) -> Figure:
             found = results.get(Training(name, length=length))
             if not found:
                 continue
-            label = NETWORKS[name] + f', {length} times the steps' * (length > 1)
+            label = NETWORKS[name].title + f', {length} times the steps' * (length > 1)
             label = '_' * (axes is short) + label  # once in the legend
-            steps, values = np.array([run['curve'] for run in found]).transpose(2, 0, 1)
+            steps, values = np.array(
+                [
+                    [(point['step'], point['accuracy']) for point in result['curve']]
+                    for result in found.values()
+                ]
+            ).transpose(2, 0, 1)
             mean, deviation = values.mean(0), values.std(0, ddof=len(found) > 1)
             axes.plot(steps[0], mean, line, color=colour, label=label)
             band = mean - deviation, mean + deviation
@@ -144,33 +317,43 @@ def curve_figure(results: Results) -> Figure:
     return figure
 
 
-def write_page(out: Path) -> Path:
-    """Write plots and page from the results in a folder; return the page."""
-    results = read_results(out)
-    with write_atomically(out / 'curves.png') as temporary:
-        # Without the version, the same figure gives the same file.
-        curve_figure(results).savefig(temporary, metadata={'Software': None})
-
-    page = out / 'README.md'
-    if page.exists():
-        text = page.read_text()
-    else:
-        pictures = (f'![{path.stem}]({path.name})\n' for path in out.glob('*.png'))
-        text = '\n'.join(['# Results\n', *sorted(pictures)])
-    blocks = {name: format_table(table, results, out) for name, table in TABLES.items()}
-    blocks['runs'] = describe_runs(results)
-    titles = {name: table.title for name, table in TABLES.items()}
-    for name in blocks:
-        if f'<!-- {name} -->' not in text:
-            title = titles.get(name, 'Made with')
-            text += f'\n## {title}\n\n<!-- {name} -->\n<!-- end of {name} -->\n'
-    with write_atomically(page) as temporary:
-        temporary.write_text(fill_in(text, blocks))
-    return page
+HALF_END = ('half', 'end', 'seeds')
+LETTERS = {  # the columns of README.md's tables
+    **dict.fromkeys('abcd', HALF_END),
+    'e': ('parameters', *HALF_END),
+    'g': ('px', *HALF_END),
+    'h': ('learning rate', 'half', 'end', 'inside', 'seeds'),
+}
+# What fills the places in each page.
+PAGES: dict[Path, dict[str, Callable[[Results], str]]] = {
+    HERE / 'README.md': {
+        **{
+            name: lambda results, name=name, columns=columns: table_of(
+                rows_of(name), columns, results
+            )
+            for name, columns in LETTERS.items()
+        },
+        'inside': looks_at_digit,
+        'runs': lambda results: describe_runs(results, MINIATURE),
+    },
+    HERE / 'looking.md': {
+        'controls': controls,
+        'where': where,
+        'time': over_time,
+        'rates': rates,
+        'long': at_best_rates,
+        'canvas': canvases,
+        'looking runs': lambda results: describe_runs(results, DEMO.parent),
+    },
+    ROOT / 'docs' / 'elastic.md': {
+        'elastic': elastic,
+        'elastic, longer': lambda results: elastic(results, 1.5),
+    },
+}
 
 
 def fill_in(text: str, blocks: Mapping[str, str]) -> str:
-    """Replace what is between the comments of each block in a page."""
+    """Replace what is between the comments of each block that a page has."""
     for name, block in blocks.items():
         begin, end = f'<!-- {name} -->\n', f'<!-- end of {name} -->\n'
         before, found, rest = text.partition(begin)
@@ -180,10 +363,27 @@ def fill_in(text: str, blocks: Mapping[str, str]) -> str:
 
 
 def main() -> None:
-    """Write the page."""
+    """Write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('out', type=Path, nargs='?', default=HERE, help='its folder')
-    print(f'page: {write_page(parser.parse_args().out)}')
+    default = HERE / 'results'
+    parser.add_argument('out', type=Path, nargs='?', default=default, help='results')
+    out = parser.parse_args().out
+    results, pages = read_results(out), PAGES
+    if out != default:
+        page = out / 'tables.md'
+        blocks = {
+            name: block for made in PAGES.values() for name, block in made.items()
+        }
+        places = (f'## {n}\n\n<!-- {n} -->\n<!-- end of {n} -->\n' for n in blocks)
+        page.write_text('\n'.join(places))
+        pages = {page: blocks}
+    for page, blocks in pages.items():
+        text = fill_in(page.read_text(), {n: b(results) for n, b in blocks.items()})
+        with write_atomically(page) as temporary:
+            temporary.write_text(text)
+    with write_atomically(next(iter(pages)).with_name('curves.png')) as temporary:
+        # Without the version, the same figure gives the same file.
+        curve_figure(results).savefig(temporary, metadata={'Software': None})
 
 
 if __name__ == '__main__':

@@ -1,5 +1,5 @@
 # Copyright (c) mmpsvit contributors.
-"""Trains small networks on images in memory, on a GPU many at once; looking.py uses it.
+"""Trains small networks on images in memory, on a GPU many at once; run.py uses it.
 
 The steps are those of ``tools/train.py``: model, initial weights, optimizer, schedule,
 clipping and order of the images come from the config, through MMEngine's own classes.
@@ -9,7 +9,6 @@ single call, and each training has a stream of its own.
 
 import contextlib
 import itertools
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,26 +18,24 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measure import inside_shares
+from matplotlib.figure import Figure
+from measure import draw_points, inside_shares
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import set_random_seed
-from plan import HERE
+from plan import ROOT
 from torch import Tensor, nn
 
 from mmpsvit.models import ProgressiveSampling
-from mmpsvit.visualization import movement_shares, record_sampling
+from mmpsvit.visualization import movement_shares, record_sampling, spread_indices
 
-sys.path.insert(0, str(HERE.parents[1] / 'tools' / 'dataset_converters'))
-from digit_scenes import (
-    NUM_CLASSES,
-    SPLITS,
-    Settings,
-    draw_scene,
-    load_sources,
-)
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / 'tools' / 'dataset_converters'))
+from digit_scenes import NUM_CLASSES, SPLITS, Settings, draw_scene, load_sources
+
+import projects.miniature.stem  # noqa: F401  Registers itself.
 
 EAGER_STEPS = 2  # of each kind, before it is captured: libraries choose their kernels
 
@@ -77,16 +74,22 @@ def draw_images(
     return np.stack(pixels), np.array(labels), np.array(boxes)
 
 
-def make_images(settings: Settings) -> dict[str, Images]:
-    """The images of both splits, in the order of their class folders."""
+def make_images(settings: Settings, jobs: int = 1) -> dict[str, Images]:
+    """The images of both splits, in the order of their class folders.
+
+    Args:
+        settings (Settings): What decides their content.
+        jobs (int): Processes that draw them. Defaults to 1, which means this one.
+    """
     images = {}
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with ProcessPoolExecutor(jobs) if jobs > 1 else contextlib.nullcontext() as pool:
         for split, count in zip(
             SPLITS, (settings.num_train, settings.num_val), strict=True
         ):
             order = sorted(range(count), key=lambda index: index % NUM_CLASSES)
-            parts = np.array_split(order, min(count, 4 * os.cpu_count()))
-            drawn = pool.map(partial(draw_images, split, settings), parts)
+            parts = np.array_split(order, min(count, 4 * jobs))
+            draw = partial(draw_images, split, settings)
+            drawn = pool.map(draw, parts) if pool else map(draw, parts)
             pixels, labels, boxes = map(np.concatenate, zip(*drawn, strict=True))
             images[split] = Images(
                 torch.from_numpy(pixels), torch.from_numpy(labels), boxes
@@ -248,6 +251,28 @@ class Trainer:
         if moves:
             result.update(where_points_are(np.stack(found), images.boxes))
         return result
+
+    @torch.no_grad()
+    def draw_points(self) -> Figure:
+        """Where the network looks on six validation images."""
+        images = self.val_images
+        chosen = spread_indices(len(images.labels), 6)
+        pixels = images.pixels[chosen]
+        self.model.eval()
+        with self.stream, record_sampling(self.model) as trajectories:
+            scores = self.model(self._normalise(pixels), mode='tensor').softmax(dim=1)
+        self.model.train()
+        titles = [
+            f'{label}, predicted: {found}'
+            for label, found in zip(
+                images.labels[chosen].tolist(),
+                scores.argmax(dim=1).tolist(),
+                strict=True,
+            )
+        ]
+        return draw_points(
+            pixels.cpu().numpy(), trajectories, images.boxes[chosen], titles
+        )
 
     def measure_points(self, choices: Sequence[int]) -> dict[int, float]:
         """The accuracy at several numbers of points per side."""

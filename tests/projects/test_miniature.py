@@ -1,91 +1,52 @@
 # Copyright (c) mmpsvit contributors.
-"""projects/miniature: its plan, its page, and a training that is interrupted."""
+"""projects/miniature: its networks, trainings in memory, the runner and the pages."""
 
-import contextlib
 import importlib
-import io
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
 
 pytest.importorskip('sklearn')
 
-PROJECT = Path(__file__).parents[2] / 'projects' / 'miniature'
+ROOT = Path(__file__).parents[2]
+PROJECT = ROOT / 'projects' / 'miniature'
 with mock.patch.object(sys, 'path', [str(PROJECT), *sys.path]):
-    plan, report, run, measure = map(
-        importlib.import_module, ('plan', 'report', 'run', 'measure')
-    )
+    plan, trainer, report = map(importlib.import_module, ('plan', 'trainer', 'report'))
 
-BUDGET = plan.Budget(steps=6, num_train=64, num_val=40)
-
-
-def test_page_shows_the_results_and_none_is_missing():
-    runs = {
-        each.name: each for each in plan.plan_runs(plan.TABLES, None, plan.Budget())
-    }
-    files = {path.stem: path for path in (PROJECT / 'results').glob('*_seed*.json')}
-    assert runs.keys() == files.keys()
-    for name, path in files.items():
-        settings = json.loads(path.read_bytes())['settings']
-        assert runs[name].settings().items() <= settings.items()
-    results, page = report.read_results(PROJECT), (PROJECT / 'README.md').read_text()
-    for table in plan.TABLES.values():
-        text = report.format_table(table, results, PROJECT)
-        assert f'-->\n{text}\n<!--' in page
-        assert not re.search(rf'{report.MISSING} \|| of \d \|', text)
+SIZES = dict(num_train=40, num_val=20)
+STEPS = 4
 
 
-def test_runs_of_some_tables():
-    """All with seed 0 first; each once, as often as the table that wants most of it."""
-    names = [each.name for each in plan.plan_runs('ad', None, BUDGET)]
-    assert names[:3] == ['psvit_seed0', 'vit_seed0', 'vit_5x_seed0']
-    assert names[3:7] == ['n3_seed0', 'n5_seed0', 'n6_seed0', 'n8_seed0']
-    assert sorted(names[7:]) == [
-        f'{n}_seed{s}' for n in ('psvit', 'vit') for s in (1, 2)
-    ]
-    # A table without trainings of its own has none with more seeds either.
-    assert plan.plan_runs(['inside'], 5, BUDGET) == []
-
-
-def test_trainings_have_different_names():
-    trainings = {t for table in plan.TABLES.values() for t in table.seeds}
-    trainings |= {plan.Training('psvit', lr=2.5e-4), plan.Training('psvit', lr=2e-4)}
-    assert len({training.name for training in trainings}) == len(trainings)
-
-
-@pytest.mark.parametrize('canvas', [64, 160])
+@pytest.mark.parametrize('canvas', [None, 160])
 @pytest.mark.parametrize('name', plan.MAIN)
-def test_networks_differ_in_what_is_compared_alone(name, canvas, monkeypatch):
-    """The same depth, number of tokens, data and schedule on every canvas."""
-    monkeypatch.setenv('MINIATURE_CANVAS', str(canvas))
-    monkeypatch.syspath_prepend(str(PROJECT.parents[1]))  # for its patch embedding
-    cfg, base = (
-        Config.fromfile(PROJECT / 'configs' / f'{each}.py') for each in (name, 'psvit')
-    )
+def test_networks_differ_in_what_is_compared_alone(name, canvas):
+    """The same depth, number of tokens and schedule on every canvas."""
+    training = plan.Training(name, canvas)
+    cfg, base = training.config(), plan.Training('psvit').config()
     for key in ('train_dataloader', 'val_dataloader', 'param_scheduler', 'train_cfg'):
         assert cfg[key] == base[key]
-    assert cfg.train_dataloader.dataset.data_root == f'data/miniature/{canvas}'
+    assert training.data['num_clutter'] == (50 if canvas else 8)
     init_default_scope('mmpretrain')
     model = MODELS.build(cfg.model).eval()
     tokens = []
     model.backbone.layers[0].register_forward_hook(
         lambda _, args, outputs: tokens.append(outputs.shape[1])
     )
+    size = training.data['size']
     with torch.no_grad():
-        assert model(torch.rand(1, 3, canvas, canvas)).shape == (1, 10)
+        assert model(torch.rand(1, 3, size, size)).shape == (1, 10)
     assert tokens == [17]  # 4 x 4 and the class token
     depth = len(model.backbone.layers)
     if name in ('psvit', 'iters1'):
@@ -93,124 +54,181 @@ def test_networks_differ_in_what_is_compared_alone(name, canvas, monkeypatch):
     assert depth == 8
 
 
+def test_schedules_and_networks_of_the_plan():
+    cfg = plan.Training('demo_centered_slow', lr=1e-3, length=5).config()
+    assert cfg.train_cfg.max_iters == 4000
+    assert cfg.param_scheduler[0].end == 250
+    assert cfg.optim_wrapper.optimizer.lr == 1e-3
+    assert cfg.optim_wrapper.paramwise_cfg.custom_keys.offset.lr_mult == 0.1
+    assert cfg.model.backbone.sampler.center_offsets
+    cfg = plan.Training('demo_vit_tokens', 128).config()
+    assert (cfg.model.backbone.img_size, cfg.model.backbone.patch_size) == (128, 16)
+    assert cfg.model.head.in_channels == 104
+
+
+def small_images(training: 'plan.Training') -> dict:
+    return trainer.make_images(trainer.Settings(**{**training.data, **SIZES}))
+
+
+@pytest.fixture(scope='module')
+def images():
+    return small_images(plan.Training('demo_psvit'))
+
+
+@pytest.mark.parametrize('network', ['demo_slow', 'demo_elastic', 'vit_same_stem'])
+def test_steps_are_those_of_the_runner(network, tmp_path):
+    """Weights, optimizer, schedule, clipping, order of images, numbers of points."""
+    training = plan.Training(network)
+    cfg, data = training.config(), {**training.data, **SIZES}
+    script = ROOT / 'tools/dataset_converters/make_cluttered_digits.py'
+    options = [f'--{key.replace("_", "-")}={value}' for key, value in data.items()]
+    command = [sys.executable, script, tmp_path / 'data', *options]
+    subprocess.run(command, check=True)
+    cfg.train_cfg.update(max_iters=STEPS, val_interval=STEPS)
+    cfg.param_scheduler[0].end = 2
+    for split in ('train', 'val', 'test'):
+        loader = cfg[f'{split}_dataloader']
+        loader.update(batch_size=8, num_workers=0, persistent_workers=False)
+        loader.dataset.data_root = str(tmp_path / 'data')
+    cfg.update(
+        work_dir=str(tmp_path / 'run'), randomness=dict(seed=3), log_level='WARNING'
+    )
+    if network == 'demo_elastic':
+        cfg.default_hooks.elastic = dict(type='mmpsvit.ElasticPointsHook')
+    ours = trainer.Trainer(cfg, 3, small_images(training))
+    (curve,) = trainer.train_together([ours], 2)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    weights = runner.model.state_dict()
+    for name, value in ours.model.state_dict().items():
+        torch.testing.assert_close(value, weights[name], atol=2e-5, rtol=0)
+    assert [point['step'] for point in curve] == [2, 4]
+    scalars = runner.message_hub.get_scalar('val/accuracy/top1').current()
+    assert curve[-1]['accuracy'] == pytest.approx(scalars)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+@pytest.mark.parametrize('network', ['demo_slow', 'demo_elastic'])
+def test_graphs_take_the_steps_of_the_cpu(network, images):
+    cfg = plan.Training(network).config()
+    cfg.train_cfg.max_iters = 24
+    cfg.param_scheduler[0].end = 2
+    cfg.train_dataloader.batch_size = 8
+    weights = []
+    for device in ('cpu', 'cuda'):
+        there = {split: each.to(torch.device(device)) for split, each in images.items()}
+        ours = trainer.Trainer(cfg, 3, there)
+        trainer.train_together([ours], 1)
+        weights.append(ours.model.cpu().state_dict())
+    assert any(not isinstance(graph, int) for graph in ours.graphs.values())
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=2e-3, rtol=0.02)
+
+
+def test_fixed_parameters_do_not_move(images):
+    cfg = plan.Training('demo_shift').config()
+    cfg.train_cfg.max_iters = 2
+    cfg.train_dataloader.batch_size = 8
+    ours = trainer.Trainer(cfg, 0, images)
+    (curve,) = trainer.train_together([ours], 1)
+    for layer in ours.model.backbone.sampler.offset_layers:
+        assert not layer.weight.any() and layer.bias.any()
+    assert curve[-1]['drift'][-1] == pytest.approx(1, abs=0.01)
+
+
 def test_share_of_points_inside_the_box():
     box = [10, 20, 30, 40]
     start = [[10, 20], [29.9, 39.9], [30, 25], [15, 40]]  # the first two are inside
     moved = [[20, 30], [-50, 30], [12, 19.9], [25, 25]]  # the first and the last
     other = [[[1, 1]] * 4, [[0, 0]] * 3 + [[5, 0]]]
-    shares = measure.inside_shares(
+    shares = trainer.inside_shares(
         np.array([[start, moved], other], float), np.array([box, [0, 0, 2, 2]])
     )
     # Two of four and four of four; two of four and three of four
     assert shares == pytest.approx([6 / 8, 5 / 8])
 
 
-@pytest.fixture
-def script(tmp_path):
-    """Write a Python script."""
-
-    def write(name: str, code: str) -> Path:
-        path = tmp_path / f'{name}.py'
-        path.write_text(code)
-        return path
-
-    return write
-
-
-def test_failed_run_is_told_with_its_log(script, tmp_path, capsys):
-    commands = run.Commands()
-    bad = script('bad', 'print("why"); raise SystemExit(3)')
-
-    def succeed() -> str:
-        commands.run(tmp_path / 'good.log', script('good', 'print(1)'))
-        return '92 %'
-
-    calls = {'bad': partial(commands.run, tmp_path / 'bad.log', bad), 'good': succeed}
-    assert run.do_all(calls, 1, commands, before=2) == 1
-    bad, good = capsys.readouterr().out.strip().split('\n')
-    log = tmp_path / 'bad.log'
-    assert bad == f'[3 of 4] bad: error: bad.py ended with code 3, see {log}'
-    assert good == '[4 of 4] good: 92 %'
-    assert log.read_text() == 'why\n'
+def test_grid_that_moves_with_the_mean_is_the_reference():
+    """Two images whose points move alike, and a third of the way each by itself."""
+    start = np.array([[0.0, 0.0], [10.0, 10.0]])
+    moved = np.stack([start, start])
+    moved += [5, 0]
+    moved[1, 1] += [0, 30]
+    trajectories = np.stack([np.stack([start, points]) for points in moved])
+    boxes = np.array([[4, 0, 6, 1], [0, 0, 1, 1]])
+    found = trainer.where_points_are(trajectories, boxes)
+    assert found['inside'] == [0.25, 0.25]
+    # The common shift is (5, 7.5): no point of the grid is in a box any more.
+    assert found['shifted'] == [0.25, 0.0]
+    # The first point always moves by (5, 0), the second on average by (5, 15).
+    assert found['static'] == [0.25, 0.25]
+    assert found['drift'][0] is None and 0 < found['drift'][1] < 1
 
 
-def test_interruption_stops_all_commands(script, tmp_path):
-    """However many run side by side, and none that waits is begun."""
-    commands = run.Commands()
-    code = 'import os, time; print(os.getpid(), flush=True); time.sleep(600)'
-    logs = [tmp_path / f'{number}.log' for number in range(2)]
-    sleep = script('sleep', code)
-
-    def interrupt() -> None:
-        while not all(log.exists() and log.read_text() for log in logs):
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
-        commands.run(tmp_path / 'third.log', sleep)
-
-    calls = {log.name: partial(commands.run, log, sleep) for log in logs}
-    calls |= {'interrupt': interrupt}
-    calls |= {'waiting': partial(commands.run, tmp_path / 'waiting.log', sleep)}
-    # In the background of a shell, the signal is ignored.
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run.do_all(calls, 3, commands)
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    assert not (tmp_path / 'waiting.log').exists()
-    for log in logs:
-        with pytest.raises(ProcessLookupError):
-            os.kill(int(log.read_text()), 0)
+def test_pages_show_the_results():
+    results = plan.read_results(PROJECT / 'results')
+    for page, blocks in report.PAGES.items():
+        text = page.read_text()
+        shown = [name for name in blocks if f'<!-- {name} -->' in text]
+        assert shown
+        for name in shown:
+            assert f'-->\n{blocks[name](results)}\n<!--' in text
+    for name in report.LETTERS:
+        for run in plan.EXPERIMENTS[name]({}):
+            assert run.seed in results[run.training]
 
 
-class Tool:
-    """The command in a folder of its own; table e, of two networks."""
+def test_difference_pairs_the_seeds():
+    ours, theirs = {0: 90.0, 1: 94.0, 7: 10.0}, {0: 89.0, 1: 91.0, 2: 50.0}
+    assert report.format_difference(ours, theirs) == '+2.0 ± 1.0'
 
-    def __init__(self, folder: Path) -> None:
-        self.out, self.work = folder / 'out', folder / 'work'
-        options = ['--only', 'e', '--seeds', '1']
-        options += ['--steps', '6', '--num-train', '64', '--num-val', '40']
-        options += [
-            '--out',
-            self.out,
-            '--work-dir',
-            self.work,
-            '--data',
-            folder / 'data',
-        ]
-        self.command = [str(each) for each in (PROJECT / 'run.py', *options)]
 
-    def run(self, *args: str) -> str:
-        """Run it in this process; return what it prints."""
-        printed, handler = io.StringIO(), signal.getsignal(signal.SIGTERM)
-        try:
-            with (
-                mock.patch.object(sys, 'argv', [*self.command, *args]),
-                contextlib.redirect_stdout(printed),
-            ):
-                run.main()
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        return printed.getvalue()
+def test_best_rate_needs_all_rates():
+    def result(accuracy: float) -> dict:
+        return {'curve': [{'step': 1, 'accuracy': accuracy}]}
 
-    def read(self, name: str) -> dict:
-        return json.loads((self.out / 'results' / f'{name}.json').read_bytes())
+    results = {
+        plan.Training('demo_vit', lr=lr): {plan.RATES_SEED: result(1e4 * lr)}
+        for lr in plan.RATES
+    }
+    assert plan.best_rate('demo_vit', results) == max(plan.RATES)
+    results[plan.Training('demo_vit', lr=2e-3, length=5)] = {0: result(77.0)}
+    assert '| ViT | 2.5 | 5.0 | 10.0 | 20.0 |' in report.rates(results)
+    # Seeds of which the rate was chosen do not count.
+    assert '| ViT | 2e-3 |  | 0 | 77.0 | 1 |' in report.at_best_rates(results)
+    with pytest.raises(SystemExit, match=r'--only rates \(demo_psvit lacks some\)'):
+        plan.EXPERIMENTS['long'](results)
+
+
+# The runner with a small plan, also in the processes that it starts.
+SMALL = f"""
+import sys
+sys.path.insert(0, {str(PROJECT)!r})
+import plan, run
+for data in plan.DATA.values():
+    data.update({SIZES})
+plan.EXPERIMENTS.update(
+    a=lambda _: plan.runs(plan.trainings(['psvit', 'shared'], length=0.004), [0, 1]),
+    elastic=lambda _: plan.runs(plan.trainings(['demo_elastic'], length=0.002), [0]),
+)
+if __name__ == '__main__':
+    run.main()
+"""
 
 
 @pytest.fixture(scope='module')
-def interrupted(tmp_path_factory) -> tuple[Tool, str]:
-    """The command, and what it wrote until it was interrupted in a training.
+def command(tmp_path_factory) -> tuple[list, Path]:
+    folder = tmp_path_factory.mktemp('miniature')
+    (folder / 'small.py').write_text(SMALL)
+    options = ['--only', 'a', 'elastic', '--device', 'cpu', '--out', folder / 'out']
+    return [sys.executable, folder / 'small.py', *options], folder / 'out'
 
-    The other network has a result already, from elsewhere.
-    """
-    tool = Tool(tmp_path_factory.mktemp('miniature'))
-    shared = plan.Run(plan.Training('shared'), 0, BUDGET)
-    result = json.loads((PROJECT / 'results/shared_seed0.json').read_bytes())
-    result['settings'] = shared.settings()
-    (tool.out / 'results').mkdir(parents=True)
-    (tool.out / 'results/shared_seed0.json').write_text(json.dumps(result))
+
+def test_interrupted_runs_are_continued(command):
+    command, out = command
     process = subprocess.Popen(
-        [sys.executable, *tool.command],
+        [*map(str, command), '--jobs', '2'],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -218,76 +236,55 @@ def interrupted(tmp_path_factory) -> tuple[Tool, str]:
         # A test run in the background of a shell has it ignored, and so would this.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while not list(tool.work.rglob('last_checkpoint')):
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
+    lines = iter(process.stdout.readline, '')
+    first = next(line for line in lines if line.startswith('a: '))
+    assert re.fullmatch(r'a: \w+, seed 0: [\d.]+ %\n', first)
+    children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    output = process.communicate()[0]
-    assert process.returncode == 130, output
-    return tool, output
+    rest = process.communicate()[0]
+    assert process.returncode == 1
+    assert rest.endswith('stopped; the same command goes on\n')
+    deadline = time.monotonic() + 60
+    while any(child.is_running() for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    before = (out / 'cpu.jsonl').read_text()
 
-
-@pytest.fixture(scope='module')
-def finished(interrupted) -> tuple[Tool, str]:
-    """The command, and what it wrote when it was called again."""
-    tool, _ = interrupted
-    return tool, tool.run()
-
-
-def test_interrupted_run_is_continued(interrupted, finished):
-    tool, output = interrupted
-    assert 'stopped; the same command continues' in output
-    assert 'Traceback' not in output
-    tool, output = finished
-    (log,) = tool.work.rglob('psvit_seed0/output.log')
-    assert len(re.findall(r'resumed epoch: 0, iter: [1-6]\b', log.read_text())) == 1
-    assert re.search(r'\[2 of 2\] psvit_seed0: [\d.]+ %, at half [\d.]+ %', output)
-    assert not list(tool.work.rglob('shared*'))
-
-
-def test_result_and_page(finished):
-    tool, _ = finished
-    result = tool.read('psvit_seed0')
-    curve = dict(result['curve'])
-    assert list(curve) == [1, 2, 3, 4, 5, 6]
-    assert result['accuracy'] == {'half': curve[3], 'end': curve[6]}
-    assert curve[6] % 2.5 == pytest.approx(0, abs=1e-4)  # of 40 images
-    assert len(result['inside']) == 4
-    assert result['parameters'] == 366_768
-    # The last validation while training agrees with the measure afterwards.
-    (log,) = tool.work.rglob('psvit_seed0/output.log')
-    logged = re.findall(r'accuracy/top1: ([\d.]+)', log.read_text())[-1]
-    assert curve[6] == pytest.approx(float(logged), abs=1e-3)
+    again = subprocess.check_output([*command, '--jobs', '1'], text=True)
+    results = (out / 'cpu.jsonl').read_text()
+    assert results.startswith(before)
+    lines = [*map(json.loads, results.splitlines())]
+    keys = [(line['network'], line['seed']) for line in lines]
+    assert sorted(keys) == [
+        ('demo_elastic', 0), ('psvit', 0), ('psvit', 1), ('shared', 0), ('shared', 1)
+    ]  # fmt: skip
+    assert len(before.splitlines()) + len(re.findall('seed', again)) == len(lines)
     # Published, and the same wherever the run was.
-    assert str(tool.out.parent) not in json.dumps(result)
-
-    page = (tool.out / 'README.md').read_text()
-    half, end = result['accuracy'].values()
-    assert f'| 366,768 | {half:.1f} | {end:.1f} | 1 of 3 |' in page
-    assert f'n8.py) | {report.MISSING} | {report.MISSING} | 0 of 1 |' in page
-    for picture in ('points', 'curves'):
-        assert (tool.out / f'{picture}.png').read_bytes().startswith(b'\x89PNG')
+    assert str(out.parent) not in results
+    elastic = lines[-1]
+    assert [*elastic['at_points']] == ['4', '5', '6', '7', '8']
+    assert elastic['parameters'] > 1e5
+    output = subprocess.check_output([*command, '--jobs', '1'], text=True)
+    assert 'seed' not in output
 
 
-def test_finished_runs_are_left_alone(finished):
-    """And so is what a person wrote into the page."""
-    tool, _ = finished
-
-    def times() -> dict:
-        paths = (*(tool.out / 'results').iterdir(), *tool.work.rglob('*'))
-        return {path: path.stat().st_mtime_ns for path in paths}
-
-    page = tool.out / 'README.md'
-    text = page.read_text().replace('<!-- b -->', 'The points find it.\n\n<!-- b -->')
-    page.write_text(text.replace('| 1 of 3 |', '| 7 of 3 |'))
-    before = times()
-    assert tool.run() == f'page: {page}\n'
-    assert times() == before
-    assert page.read_text() == text
+def test_tables_of_other_results(tmp_path):
+    results = (PROJECT / 'results' / 'miniature.jsonl').read_text()
+    (tmp_path / 'cpu.jsonl').write_text(results)
+    subprocess.run([sys.executable, PROJECT / 'report.py', tmp_path], check=True)
+    tables = (tmp_path / 'tables.md').read_text()
+    page = (PROJECT / 'README.md').read_text()
+    for name in report.LETTERS:
+        block = page.split(f'<!-- {name} -->')[1].split('<!--')[0]
+        assert block in tables
+    assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
 
-def test_results_of_other_settings_stop_it(finished):
-    tool, _ = finished
-    with pytest.raises(SystemExit) as error:
-        tool.run('--steps', '30')
-    assert 'psvit_seed0.json: steps was 6, now 30' in str(error.value)
+def test_picture_of_the_points(images):
+    cfg = plan.Training('demo_psvit').config()
+    cfg.train_cfg.max_iters = 1
+    ours = trainer.Trainer(cfg, 0, images)
+    figure = ours.draw_points()
+    assert len(figure.axes) == 6 * 4
+    label = int(images['val'].labels[0])
+    assert figure.axes[0].get_title().startswith(f'{label}, predicted: ')

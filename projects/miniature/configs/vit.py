@@ -7,8 +7,8 @@ model = dict(
         _delete_=True,
         type='VisionTransformer',
         arch=dict(embed_dims=64, num_layers=8, num_heads=2, feedforward_channels=192),
-        img_size=_base_.canvas,
-        patch_size=_base_.canvas // 4,  # 4 x 4 patches
+        img_size=64,
+        patch_size=16,
         qkv_bias=False,
     ),
 )

@@ -2,7 +2,7 @@
 # patches as there are points. Not in the paper: it tells what the stem contributes.
 _base_ = './vit.py'
 
-# Needs the repository's root in PYTHONPATH; run.py sees to it.
+# Needs the repository's root in PYTHONPATH.
 custom_imports = dict(imports=['projects.miniature.stem'])
 
 model = dict(
