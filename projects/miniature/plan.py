@@ -259,7 +259,11 @@ EXPERIMENTS: dict[str, Callable[[Results], list[Run]]] = {
     'rates': lambda _: runs(
         [Training(name, lr=lr) for lr in RATES for name in (*LONG, *COST)], [RATES_SEED]
     ),
-    'long': lambda results: [
+    'long': lambda _: [
+        *runs(trainings([*LONG, *COST]), range(3)),
+        *runs(trainings(LONG, length=5), range(3)),
+    ],
+    'tuned': lambda results: [
         *at_best_rates([*LONG, *COST], results, range(3)),
         *at_best_rates(LONG, results, range(3), length=5),
     ],

@@ -238,17 +238,28 @@ def rates(results: Results) -> str:
     return format_table(['network', *map(format_lr, RATES)], rows)
 
 
-def at_best_rates(results: Results) -> str:
-    """Long schedules and equal cost, each network at its best learning rate."""
+def long(results: Results, tuned: bool = False) -> str:
+    """Long schedules and equal cost.
+
+    Args:
+        results (Results): All results.
+        tuned (bool): Whether each network has its best learning rate. Defaults to
+            False, which means that of the demonstration.
+    """
     rows = []
     for name in (*LONG, *COST):
-        lr = best_rate(name, results)
-        if lr is None:
+        lr = best_rate(name, results) if tuned else LR
+        of_length = {
+            length: scores(results.get(Training(name, lr=lr, length=length), {}))
+            for length in (1, 5)
+        }
+        if not any(of_length.values()):
             continue
-        cells = []
-        for length in (1, 5):
-            found = scores(results.get(Training(name, lr=lr, length=length), {}))
-            cells += [format_mean([*found.values()]) if found else '', len(found)]
+        cells = [
+            cell
+            for found in of_length.values()
+            for cell in (format_mean([*found.values()]) if found else '', len(found))
+        ]
         rows.append([NETWORKS[name].title, format_lr(lr), *cells])
     header = ['network', 'learning rate', 'top-1', 'seeds']
     return format_table([*header, '5 times the steps', 'seeds'], rows)
@@ -341,7 +352,8 @@ PAGES: dict[Path, dict[str, Callable[[Results], str]]] = {
         'where': where,
         'time': over_time,
         'rates': rates,
-        'long': at_best_rates,
+        'long': long,
+        'tuned': lambda results: long(results, tuned=True),
         'canvas': canvases,
         'looking runs': lambda results: describe_runs(results, DEMO.parent),
     },

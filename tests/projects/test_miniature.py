@@ -196,9 +196,9 @@ def test_best_rate_needs_all_rates():
     results[plan.Training('demo_vit', lr=2e-3, length=5)] = {0: result(77.0)}
     assert '| ViT | 2.5 | 5.0 | 10.0 | 20.0 |' in report.rates(results)
     # Seeds of which the rate was chosen do not count.
-    assert '| ViT | 2e-3 |  | 0 | 77.0 | 1 |' in report.at_best_rates(results)
+    assert '| ViT | 2e-3 |  | 0 | 77.0 | 1 |' in report.long(results, tuned=True)
     with pytest.raises(SystemExit, match=r'--only rates \(demo_psvit lacks some\)'):
-        plan.EXPERIMENTS['long'](results)
+        plan.EXPERIMENTS['tuned'](results)
 
 
 # The runner with a small plan, also in the processes that it starts.
