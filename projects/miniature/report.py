@@ -13,6 +13,7 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 # isort: on
 
 import argparse
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -50,14 +51,13 @@ COLOURS = {
     'shared': '#2e9e6b',
 }
 CHANCE = 10  # percent
-MISSING = 'missing'
 Found = Mapping[int, dict]  # results by seed
 
 
 def format_mean(values: Sequence[float], digits: int = 1) -> str:
-    """Mean and, of several values, sample standard deviation."""
+    """Mean and, of several values, sample standard deviation; nothing of none."""
     if not len(values):
-        return MISSING
+        return ''
     text = f'{np.mean(values):.{digits}f}'
     return text + (f' ± {np.std(values, ddof=1):.{digits}f}' if len(values) > 1 else '')
 
@@ -83,9 +83,15 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence]) -> str:
     return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
 
 
+def found_of(results: Results, training: Training) -> dict[int, dict]:
+    """The results of a training; not of the seed that learning rates are chosen by."""
+    found = results.get(training, {})
+    return {seed: result for seed, result in found.items() if seed != RATES_SEED}
+
+
 def scores(found: Found) -> dict[int, float]:
-    """Top-1 at the end, by seed; without the seed that learning rates are chosen by."""
-    return {s: accuracy(result) for s, result in found.items() if s != RATES_SEED}
+    """Top-1 at the end, by seed."""
+    return {seed: accuracy(result) for seed, result in found.items()}
 
 
 def at_half(found: Found) -> list[float]:
@@ -101,20 +107,21 @@ def at_half(found: Found) -> list[float]:
 def share(found: Found, name: str, iteration: int = -1) -> list[float | None]:
     """A share at the end of the trainings, of those with so many iterations."""
     shares = [result['curve'][-1].get(name, []) for result in found.values()]
-    reach = iteration if iteration >= 0 else 0
-    return [each[iteration] for each in shares if len(each) > reach]
+    return [each[iteration] for each in shares if len(each) > max(iteration, 0)]
 
 
 def format_inside(found: Found, iteration: int = -1) -> str:
     """The share of points in the digit's box, in percent, if there are points."""
     shares = share(found, 'inside', iteration)
-    return format_mean([100 * each for each in shares], 2) if shares else ''
+    return format_mean([100 * each for each in shares], 2)
 
 
 COLUMNS: dict[str, Callable[[Training, Found], str]] = {
     'px': lambda training, _: str(training.data['size']),
     'learning rate': lambda training, _: format_lr(training.lr),
-    'parameters': lambda _, found: f'{next(iter(found.values()))["parameters"]:,}',
+    'parameters': lambda _, found: ', '.join(
+        {f'{result["parameters"]:,}' for result in found.values()}
+    ),
     'half': lambda _, found: format_mean(at_half(found)),
     'end': lambda _, found: format_mean([*scores(found).values()]),
     'inside': lambda _, found: format_inside(found),
@@ -132,13 +139,13 @@ def table_of(rows: Iterable[Training], columns: Sequence[str], results: Results)
     """A table of README.md."""
     lines = []
     for training in rows:
-        network, found = NETWORKS[training.network], results.get(training, {})
+        network, found = NETWORKS[training.network], found_of(results, training)
         label = f'[{network.title}](configs/{network.config.name})'
         if training.lr != LR and 'learning rate' not in columns:
             label += f', learning rate {format_lr(training.lr)}'
         if training.length > 1:
             label += f', {training.length} times the steps'
-        cells = [COLUMNS[name](training, found) if found else '' for name in columns]
+        cells = [COLUMNS[name](training, found) for name in columns]
         lines.append([label, *cells])
     return format_table(['network', *columns], lines)
 
@@ -158,10 +165,10 @@ def looks_at_digit(results: Results) -> str:
 
 def controls(results: Results) -> str:
     """What is the movement worth?"""
-    reference = scores(results.get(Training('demo_psvit'), {}))
+    reference = scores(found_of(results, Training('demo_psvit')))
     rows = []
     for name in CONTROLS:
-        found = results.get(Training(name), {})
+        found = found_of(results, Training(name))
         ours = scores(found)
         difference = '' if name == CONTROLS[0] else format_difference(ours, reference)
         shares = [percent(share(found, key)) for key in ('drift', 'follows', 'inside')]
@@ -175,7 +182,7 @@ def where(results: Results) -> str:
     """Where the points are in each iteration."""
     rows = []
     for name in CONTROLS[:2]:
-        found = results.get(Training(name), {})
+        found = found_of(results, Training(name))
         for iteration in range(4):
             keys = ('inside', 'shifted', 'static', 'drift', 'follows')
             shares = [percent(share(found, key, iteration)) for key in keys]
@@ -186,7 +193,7 @@ def where(results: Results) -> str:
 
 def over_time(results: Results) -> str:
     """Where the points are while a network learns."""
-    groups = [results.get(Training(name), {}).values() for name in CONTROLS[:2]]
+    groups = [found_of(results, Training(name)).values() for name in CONTROLS[:2]]
     steps = {point['step'] for group in groups for r in group for point in r['curve']}
     rows = []
     for step in sorted(steps):
@@ -195,7 +202,7 @@ def over_time(results: Results) -> str:
             curve = [
                 p for result in group for p in result['curve'] if p['step'] == step
             ]
-            row.append(f'{np.mean([each["accuracy"] for each in curve]):.1f}')
+            row.append(percent(each['accuracy'] / 100 for each in curve))
             for key in ('follows', 'inside'):
                 row.append(percent(each[key][-1] for each in curve))
         rows.append(row)
@@ -209,7 +216,7 @@ def elastic(results: Results, length: float = 1) -> str:
 
     def at(training: Training, count: int) -> dict[int, float]:
         """Top-1 of a training at a number of points, by seed."""
-        found = results.get(training, {})
+        found = found_of(results, training)
         return {s: result['at_points'][str(count)] for s, result in found.items()}
 
     rows = []
@@ -250,7 +257,7 @@ def long(results: Results, tuned: bool = False) -> str:
     for name in (*LONG, *COST):
         lr = best_rate(name, results) if tuned else LR
         of_length = {
-            length: scores(results.get(Training(name, lr=lr, length=length), {}))
+            length: scores(found_of(results, Training(name, lr=lr, length=length)))
             for length in (1, 5)
         }
         if not any(of_length.values()):
@@ -258,7 +265,7 @@ def long(results: Results, tuned: bool = False) -> str:
         cells = [
             cell
             for found in of_length.values()
-            for cell in (format_mean([*found.values()]) if found else '', len(found))
+            for cell in (format_mean([*found.values()]), len(found))
         ]
         rows.append([NETWORKS[name].title, format_lr(lr), *cells])
     header = ['network', 'learning rate', 'top-1', 'seeds']
@@ -269,7 +276,7 @@ def canvases(results: Results) -> str:
     """Larger canvases."""
     rows = []
     for training in rows_of('canvas'):
-        found = results.get(training, {})
+        found = found_of(results, training)
         cells = [format_mean(at_half(found)), format_mean([*scores(found).values()])]
         title = NETWORKS[training.network].title
         rows.append([title, training.data['size'], *cells, len(found)])
@@ -290,24 +297,24 @@ def describe_runs(results: Results, folder: Path) -> str:
         about = '{cores} cores, {cpu}, {system}'.format(**result['machine'])
         if 'gpu' in result['machine']:
             about += f', {result["machine"]["gpu"]}'
-        for state in result['code']:
-            dirty = ' with uncommitted changes' * bool(state['dirty'])
-            commit = f'commit `{state["commit"]}`{dirty}, {result["date"]}'
-            lines.append(f'{commit}: {about}; {", ".join(versions)}')
+        code, date = result['code'], result['date']
+        dirty = ' with uncommitted changes' * bool(code['dirty'])
+        commit = f'commit `{code["commit"]}`{dirty}, {date}'
+        lines.append(f'{commit}: {about}; {", ".join(versions)}')
     return '\n'.join(f'- {line}' for line in dict.fromkeys(lines))
 
 
 def curve_figure(results: Results) -> Figure:
     """Accuracy while training, that of the long runs on the right."""
     figure = Figure(figsize=(12, 4.8), layout='constrained')
-    short, long = figure.subplots(1, 2, sharey=True)
+    left, right = figure.subplots(1, 2, sharey=True)
     for name, colour in COLOURS.items():
-        for length, axes, line in ((1, short, '-'), (1, long, '-'), (5, long, '--')):
+        for length, axes, line in ((1, left, '-'), (1, right, '-'), (5, right, '--')):
             found = results.get(Training(name, length=length))
             if not found:
                 continue
             label = NETWORKS[name].title + f', {length} times the steps' * (length > 1)
-            label = '_' * (axes is short) + label  # once in the legend
+            label = '_' * (axes is left) + label  # once in the legend
             steps, values = np.array(
                 [
                     [(point['step'], point['accuracy']) for point in result['curve']]
@@ -318,7 +325,7 @@ def curve_figure(results: Results) -> Figure:
             axes.plot(steps[0], mean, line, color=colour, label=label)
             band = mean - deviation, mean + deviation
             axes.fill_between(steps[0], *band, color=colour, alpha=0.2, lw=0)
-    for axes in (short, long):
+    for axes in (left, right):
         axes.axhline(CHANCE, color='#999999', linewidth=0.8, linestyle=':')
         axes.set(xlabel='training steps', ylabel='top-1, %', ylim=(0, 100))
         axes.grid(color='#e6e6e6', linewidth=0.6)
@@ -370,7 +377,7 @@ def fill_in(text: str, blocks: Mapping[str, str]) -> str:
         begin, end = f'<!-- {name} -->\n', f'<!-- end of {name} -->\n'
         before, found, rest = text.partition(begin)
         if found:
-            text = f'{before}{begin}{block}\n{end}{rest.partition(end)[2]}'
+            text = f'{before}{begin}{block}\n{end}{rest.split(end, 1)[1]}'
     return text
 
 
@@ -379,21 +386,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     default = HERE / 'results'
     parser.add_argument('out', type=Path, nargs='?', default=default, help='results')
-    out = parser.parse_args().out
-    results, pages = read_results(out), PAGES
-    if out != default:
-        page = out / 'tables.md'
-        blocks = {
-            name: block for made in PAGES.values() for name, block in made.items()
-        }
-        places = (f'## {n}\n\n<!-- {n} -->\n<!-- end of {n} -->\n' for n in blocks)
-        page.write_text('\n'.join(places))
-        pages = {page: blocks}
-    for page, blocks in pages.items():
-        text = fill_in(page.read_text(), {n: b(results) for n, b in blocks.items()})
-        with write_atomically(page) as temporary:
+    out = parser.parse_args().out.resolve()
+    results = read_results(out)
+    if out == default:
+        folder = HERE
+        for page, blocks in PAGES.items():
+            made = {name: block(results) for name, block in blocks.items()}
+            with write_atomically(page) as temporary:
+                temporary.write_text(fill_in(page.read_text(), made))
+    else:
+        folder, configs = out, os.path.relpath(MINIATURE, out)
+        blocks = {name: made[name] for made in PAGES.values() for name in made}
+        parts = [f'## {name}\n\n{block(results)}\n' for name, block in blocks.items()]
+        text = '\n'.join(parts).replace('](configs/', f']({configs}/')
+        with write_atomically(out / 'tables.md') as temporary:
             temporary.write_text(text)
-    with write_atomically(next(iter(pages)).with_name('curves.png')) as temporary:
+    with write_atomically(folder / 'curves.png') as temporary:
         # Without the version, the same figure gives the same file.
         curve_figure(results).savefig(temporary, metadata={'Software': None})
 

@@ -3,13 +3,14 @@
 
     python projects/miniature/run.py                    # what has no result yet
     python projects/miniature/run.py --only a controls  # of some experiments
-    python projects/miniature/run.py --out work_dirs/miniature    # everything anew
+    python projects/miniature/run.py --out OUT          # anew, into another folder
     python projects/miniature/report.py                 # the tables of the pages
 
 plan.py says what belongs to which experiment. Trainings run side by side, each on one
-core and a few minutes long. On a GPU, `--group 7` trains seven networks at once, in
-half a minute. The results are lines of JSON in OUT/*.jsonl. What has a result
-there is not trained again; stop it as you like, the same command goes on.
+core, most of them for four to nine minutes; all of them take days. On a GPU, `--group
+7` trains seven networks at once, in half a minute. The results are lines of JSON in
+OUT/*.jsonl. What has a result there is not trained again; stop it as you like, the same
+command goes on. One command at a time for each OUT.
 """
 
 # isort: off
@@ -17,25 +18,27 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 # isort: on
 
 import argparse
+import datetime
 import functools
 import json
 import os
+import platform
 import signal
+import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from measure import describe_setting
 from mmengine.logging import MMLogger
 from plan import (
     ELASTIC,
     EXPERIMENTS,
     HERE,
     POINTS,
+    ROOT,
     Run,
     Training,
     accuracy,
@@ -45,21 +48,54 @@ from trainer import Images, Settings, Trainer, make_images, train_together
 
 from mmpsvit.guard import write_atomically
 
-MEASURE_EVERY = 100  # steps of a schedule of the usual length
+MODULES = ('torch', 'torchvision', 'numpy', 'mmengine', 'mmcv', 'mmpretrain', 'mmpsvit')
+MEASURE_EVERY = 100  # steps; in schedules of another length as often
+DEFAULT_OUT = HERE / 'results'
 PICTURED = Run(Training('psvit'), 0)  # the points of README.md
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def images_of(data: Settings, device: str, jobs: int) -> dict[str, Images]:
-    """A data set, drawn once in each process."""
+    """A data set, on a device."""
     made = make_images(data, jobs)
     return {split: each.to(torch.device(device)) for split, each in made.items()}
+
+
+@functools.cache
+def git_state() -> dict:
+    """The commit of this code, and whether the code differs from it."""
+    git = ['git', '-C', str(ROOT)]
+    code = ['mmpsvit', 'configs', 'tools', 'projects/miniature/*.py']
+    commands = [[*git, 'rev-parse', 'HEAD'], [*git, 'status', '--porcelain', *code]]
+    try:
+        commit, changes = (subprocess.check_output(c, text=True) for c in commands)
+    except (OSError, subprocess.CalledProcessError):  # not a clone
+        return {'commit': None, 'dirty': None}
+    return {'commit': commit.strip(), 'dirty': bool(changes)}
+
+
+def describe_setting(device: str) -> dict:
+    """What the figures were computed with on a device, and when."""
+    path, cpu = Path('/proc/cpuinfo'), platform.processor()
+    for line in path.read_text().split('\n') if path.exists() else ():
+        if line.startswith('model name'):
+            cpu = line.split(':')[1].strip()
+    versions = {name: sys.modules[name].__version__ for name in MODULES}
+    machine = {'cpu': cpu, 'cores': os.cpu_count(), 'system': platform.system()}
+    if device == 'cuda':
+        machine['gpu'] = torch.cuda.get_device_name()
+    return {
+        'code': git_state(),
+        'versions': {'python': platform.python_version(), **versions},
+        'machine': machine,
+        'date': datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
 
 
 def train(args: argparse.Namespace, group: list[Run]) -> list[dict]:
     """Train some networks of one data set side by side; return their results."""
     MMLogger.get_instance('miniature', log_level='WARNING')
-    start, about = time.monotonic(), describe_setting(args.device)
+    about = describe_setting(args.device)
     # A process of several cannot have processes of its own.
     cores = os.cpu_count() if args.jobs == 1 else 1
     images = images_of(Settings(**group[0].training.data), args.device, cores)
@@ -75,15 +111,16 @@ def train(args: argparse.Namespace, group: list[Run]) -> list[dict]:
         result['parameters'] = sum(p.numel() for p in trainer.model.parameters())
         results.append({**result, **about})
         if args.save:
-            name = '_'.join(map(str, run.key().values())) + '.pth'
+            key = (str(value) for value in run.key().values() if value is not None)
+            name = '_'.join(key) + '.pth'
             with write_atomically(args.save / name) as temporary:
                 torch.save({'state_dict': trainer.model.state_dict()}, temporary)
         if run == PICTURED:
-            with write_atomically(args.out / 'points.png') as temporary:
+            folder = HERE if args.out == DEFAULT_OUT else args.out
+            with write_atomically(folder / 'points.png') as temporary:
                 figure = trainer.draw_points()
                 figure.savefig(temporary, dpi=100, metadata={'Software': None})
-    seconds = round((time.monotonic() - start) / len(group), 1)
-    return [{**result, 'seconds': seconds} for result in results]
+    return results
 
 
 def groups_of(runs: Sequence[Run], size: int) -> list[list[Run]]:
@@ -114,8 +151,11 @@ def do_missing(args: argparse.Namespace, train_all: Callable) -> None:
             if run.seed not in results.get(run.training, {})
         ]
         for found in train_all(partial(train, args), groups_of(missing, args.group)):
-            with (args.out / f'{args.device}.jsonl').open('a') as file:
-                file.writelines(f'{json.dumps(result)}\n' for result in found)
+            lines = ''.join(f'{json.dumps(result)}\n' for result in found)
+            # In one write: what is killed leaves no half of a line.
+            path = args.out / f'{args.device}.jsonl'
+            with path.open('ab', buffering=0) as file:
+                file.write(lines.encode())
             for result in found:
                 seed, end = result['seed'], accuracy(result)
                 text = f'{name}: {result["network"]}, seed {seed}: {end:.1f} %'
@@ -126,18 +166,25 @@ def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     add = parser.add_argument
-    default = 'cuda' if torch.cuda.is_available() else 'cpu'
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
     add('--only', nargs='+', choices=EXPERIMENTS, default=list(EXPERIMENTS))
-    add('--out', type=Path, default=HERE / 'results', help='folder of the results')
-    add('--device', choices=['cpu', 'cuda'], default=default)
-    jobs = 1 if default == 'cuda' else os.cpu_count()
-    add('--jobs', type=int, default=jobs, help='processes')
+    add('--out', type=Path, default=DEFAULT_OUT, help='folder of the results')
+    add('--device', choices=['cpu', 'cuda'], default=device)
+    add('--jobs', type=int, help='processes; default: one for each core, on a GPU 1')
     add('--group', type=int, default=1, help='networks trained at once in each')
-    add('--save', type=Path, help='folder for the weights')
+    add('--save', type=Path, help='folder for the weights of what is trained now')
     args = parser.parse_args()
+    args.out = args.out.resolve()
+    args.jobs = args.jobs or (1 if args.device == 'cuda' else os.cpu_count())
     for folder in filter(None, (args.out, args.save)):
         folder.mkdir(parents=True, exist_ok=True)
     return args
+
+
+def start_process() -> None:
+    """One core each; the process that started them tells of an interruption."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def main() -> None:
@@ -149,7 +196,7 @@ def main() -> None:
         if args.jobs == 1:
             do_missing(args, map)
             return
-        with get_context('spawn').Pool(args.jobs, torch.set_num_threads, (1,)) as pool:
+        with get_context('spawn').Pool(args.jobs, start_process) as pool:
             do_missing(args, pool.imap_unordered)
     except KeyboardInterrupt:
         sys.exit('\nstopped; the same command goes on')

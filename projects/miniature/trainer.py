@@ -19,17 +19,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from measure import draw_points, inside_shares
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import set_random_seed
 from plan import ROOT
+from points import draw_points, where_points_are
 from torch import Tensor, nn
 
 from mmpsvit.models import ProgressiveSampling
-from mmpsvit.visualization import movement_shares, record_sampling, spread_indices
+from mmpsvit.visualization import record_sampling, spread_indices
 
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / 'tools' / 'dataset_converters'))
@@ -229,12 +229,8 @@ class Trainer:
         """Accuracy on the validation images, and where the points are.
 
         Returns:
-            dict: ``step``; ``accuracy`` in percent; of networks with points, for each
-            iteration: ``inside``, the share of points in the digit's box; ``shifted``,
-            that of the start grid shifted by the mean movement over images and points;
-            ``static``, that of the start grid with each point's mean movement over the
-            images; ``drift`` and ``follows``, the shares of the movement up to this
-            iteration, see ``movement_shares`` (None if nothing moved).
+            dict: ``step``; ``accuracy`` in percent; of networks with points, what
+            :func:`where_points_are` returns.
         """
         images, correct = self.val_images, 0
         moves = any(isinstance(m, ProgressiveSampling) for m in self.model.modules())
@@ -257,18 +253,16 @@ class Trainer:
         """Where the network looks on six validation images."""
         images = self.val_images
         chosen = spread_indices(len(images.labels), 6)
-        pixels = images.pixels[chosen]
         self.model.eval()
         with self.stream, record_sampling(self.model) as trajectories:
-            scores = self.model(self._normalise(pixels), mode='tensor').softmax(dim=1)
+            pixels = images.pixels[chosen]
+            logits = self.model(self._normalise(pixels), mode='tensor')
+            predicted = logits.argmax(dim=1).tolist()
         self.model.train()
+        labels = images.labels[chosen].tolist()
         titles = [
             f'{label}, predicted: {found}'
-            for label, found in zip(
-                images.labels[chosen].tolist(),
-                scores.argmax(dim=1).tolist(),
-                strict=True,
-            )
+            for label, found in zip(labels, predicted, strict=True)
         ]
         return draw_points(
             pixels.cpu().numpy(), trajectories, images.boxes[chosen], titles
@@ -285,41 +279,6 @@ class Trainer:
             accuracies[count] = self.measure()['accuracy']
         sampler.num_points = trained
         return accuracies
-
-
-def where_points_are(trajectories: np.ndarray, boxes: np.ndarray) -> dict:
-    """What :meth:`Trainer.measure` says of points.
-
-    Args:
-        trajectories (np.ndarray): (images, iterations, N, 2), in pixels.
-        boxes (np.ndarray): (images, 4), (x1, y1, x2, y2) in pixels.
-
-    Returns:
-        dict: Of each iteration, ``inside``, ``shifted``, ``static``, ``drift`` and
-        ``follows``.
-    """
-    start = trajectories[:, :1]
-    moved = trajectories - start
-    shift = moved.mean(axis=(0, 2), keepdims=True)
-    patterns = {
-        'inside': trajectories,
-        'shifted': start + shift,
-        'static': start + moved.mean(axis=0, keepdims=True),
-    }
-    result = {}
-    for name, points in patterns.items():
-        points = np.broadcast_to(points, trajectories.shape)
-        shares = inside_shares(points, boxes)
-        result[name] = [round(share, 5) for share in shares.tolist()]
-    shares = [
-        movement_shares(trajectories[:, : last + 1]) or (None, None)
-        for last in range(trajectories.shape[1])
-    ]
-    for name, values in zip(
-        ('drift', 'follows'), zip(*shares, strict=True), strict=True
-    ):
-        result[name] = [value and round(value, 4) for value in values]
-    return result
 
 
 def train_together(trainers: Sequence[Trainer], measures: int) -> list[list[dict]]:

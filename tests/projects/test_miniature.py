@@ -1,13 +1,14 @@
 # Copyright (c) mmpsvit contributors.
 """projects/miniature: its networks, trainings in memory, the runner and the pages."""
 
+import dataclasses
 import importlib
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from unittest import mock
 
@@ -23,7 +24,9 @@ pytest.importorskip('sklearn')
 ROOT = Path(__file__).parents[2]
 PROJECT = ROOT / 'projects' / 'miniature'
 with mock.patch.object(sys, 'path', [str(PROJECT), *sys.path]):
-    plan, trainer, report = map(importlib.import_module, ('plan', 'trainer', 'report'))
+    plan, points, trainer, report, run = map(
+        importlib.import_module, ('plan', 'points', 'trainer', 'report', 'run')
+    )
 
 SIZES = dict(num_train=40, num_val=20)
 STEPS = 4
@@ -142,7 +145,7 @@ def test_share_of_points_inside_the_box():
     start = [[10, 20], [29.9, 39.9], [30, 25], [15, 40]]  # the first two are inside
     moved = [[20, 30], [-50, 30], [12, 19.9], [25, 25]]  # the first and the last
     other = [[[1, 1]] * 4, [[0, 0]] * 3 + [[5, 0]]]
-    shares = trainer.inside_shares(
+    shares = points.inside_shares(
         np.array([[start, moved], other], float), np.array([box, [0, 0, 2, 2]])
     )
     # Two of four and four of four; two of four and three of four
@@ -157,7 +160,7 @@ def test_grid_that_moves_with_the_mean_is_the_reference():
     moved[1, 1] += [0, 30]
     trajectories = np.stack([np.stack([start, points]) for points in moved])
     boxes = np.array([[4, 0, 6, 1], [0, 0, 1, 1]])
-    found = trainer.where_points_are(trajectories, boxes)
+    found = points.where_points_are(trajectories, boxes)
     assert found['inside'] == [0.25, 0.25]
     # The common shift is (5, 7.5): no point of the grid is in a box any more.
     assert found['shifted'] == [0.25, 0.0]
@@ -166,17 +169,63 @@ def test_grid_that_moves_with_the_mean_is_the_reference():
     assert found['drift'][0] is None and 0 < found['drift'][1] < 1
 
 
+def planned() -> list['plan.Run']:
+    """All runs that need no result of others."""
+    names = [name for name in plan.EXPERIMENTS if name != 'tuned']
+    return [
+        *dict.fromkeys(each for name in names for each in plan.EXPERIMENTS[name]({}))
+    ]
+
+
+def test_every_network_of_the_plan_is_built():
+    """On its canvases; all of which the tables know."""
+    trainings = {each.training for each in planned()}
+    assert {each.network for each in trainings} == plan.NETWORKS.keys() - {'elastic'}
+    init_default_scope('mmpretrain')
+    for network, canvas in {(each.network, each.canvas) for each in trainings}:
+        training = plan.Training(network, canvas)
+        model = MODELS.build(training.config().model).eval()
+        size = training.data['size']
+        with torch.no_grad():
+            assert model(torch.rand(1, 3, size, size)).shape == (1, 10)
+
+
+SHOWN = {
+    'README.md': {*'abcdegh', 'inside', 'runs'},
+    'looking.md': {'controls', 'where', 'time', 'looking runs'},
+    'elastic.md': {'elastic'},
+}
+
+
 def test_pages_show_the_results():
     results = plan.read_results(PROJECT / 'results')
     for page, blocks in report.PAGES.items():
         text = page.read_text()
-        shown = [name for name in blocks if f'<!-- {name} -->' in text]
-        assert shown
-        for name in shown:
-            assert f'-->\n{blocks[name](results)}\n<!--' in text
+        shown = {name for name in blocks if f'<!-- {name} -->' in text}
+        assert shown >= SHOWN[page.name]
+        made = {name: block(results) for name, block in blocks.items()}
+        assert report.fill_in(text, made) == text
+    known = {dataclasses.replace(each.training, lr=0) for each in planned()}
+    assert known >= {dataclasses.replace(each, lr=0) for each in results}
     for name in report.LETTERS:
-        for run in plan.EXPERIMENTS[name]({}):
-            assert run.seed in results[run.training]
+        for each in plan.EXPERIMENTS[name]({}):
+            assert each.seed in results[each.training]
+
+
+def test_what_is_written_by_hand_stays():
+    page = 'Before.\n<!-- a -->\nold\n<!-- end of a -->\nAfter.\n'
+    new = report.fill_in(page, {'a': 'new', 'b': 'not here'})
+    assert new == page.replace('old', 'new')
+
+
+def test_groups_share_a_data_set():
+    of = plan.Run
+    small, demo = (plan.Training(name) for name in ('psvit', 'demo_psvit'))
+    large, long = plan.Training('psvit', 96), plan.Training('psvit', length=5)
+    runs = [of(small, 0), of(demo, 0), of(long, 0), of(large, 0), of(small, 1)]
+    assert run.groups_of(runs, 2) == [
+        [of(small, 0), of(long, 0)], [of(demo, 0)], [of(large, 0)], [of(small, 1)]
+    ]  # fmt: skip
 
 
 def test_difference_pairs_the_seeds():
@@ -195,7 +244,7 @@ def test_best_rate_needs_all_rates():
     assert plan.best_rate('demo_vit', results) == max(plan.RATES)
     results[plan.Training('demo_vit', lr=2e-3, length=5)] = {0: result(77.0)}
     assert '| ViT | 2.5 | 5.0 | 10.0 | 20.0 |' in report.rates(results)
-    # Seeds of which the rate was chosen do not count.
+    # The seed that rates are chosen by does not count.
     assert '| ViT | 2e-3 |  | 0 | 77.0 | 1 |' in report.long(results, tuned=True)
     with pytest.raises(SystemExit, match=r'--only rates \(demo_psvit lacks some\)'):
         plan.EXPERIMENTS['tuned'](results)
@@ -217,55 +266,50 @@ if __name__ == '__main__':
 """
 
 
-@pytest.fixture(scope='module')
-def command(tmp_path_factory) -> tuple[list, Path]:
-    folder = tmp_path_factory.mktemp('miniature')
-    (folder / 'small.py').write_text(SMALL)
-    options = ['--only', 'a', 'elastic', '--device', 'cpu', '--out', folder / 'out']
-    return [sys.executable, folder / 'small.py', *options], folder / 'out'
-
-
-def test_interrupted_runs_are_continued(command):
-    command, out = command
+def test_interrupted_runs_are_continued(tmp_path):
+    (tmp_path / 'small.py').write_text(SMALL)
+    out, weights = tmp_path / 'out', tmp_path / 'weights'
+    command = [sys.executable, tmp_path / 'small.py', '--only', 'a', 'elastic']
+    command += ['--device', 'cpu', '--out', out]
     process = subprocess.Popen(
-        [*map(str, command), '--jobs', '2'],
+        [*command, '--jobs', '2'],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
         # A test run in the background of a shell has it ignored, and so would this.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     lines = iter(process.stdout.readline, '')
     first = next(line for line in lines if line.startswith('a: '))
-    assert re.fullmatch(r'a: \w+, seed 0: [\d.]+ %\n', first)
+    assert re.fullmatch(r'a: \w+, seed \d: [\d.]+ %\n', first)
     children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     rest = process.communicate()[0]
     assert process.returncode == 1
-    assert rest.endswith('stopped; the same command goes on\n')
-    deadline = time.monotonic() + 60
-    while any(child.is_running() for child in children):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert rest.endswith('\nstopped; the same command goes on\n')
+    assert 'Traceback' not in rest
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert all(each.status() == psutil.STATUS_ZOMBIE for each in alive)
     before = (out / 'cpu.jsonl').read_text()
 
-    again = subprocess.check_output([*command, '--jobs', '1'], text=True)
-    results = (out / 'cpu.jsonl').read_text()
-    assert results.startswith(before)
-    lines = [*map(json.loads, results.splitlines())]
-    keys = [(line['network'], line['seed']) for line in lines]
-    assert sorted(keys) == [
-        ('demo_elastic', 0), ('psvit', 0), ('psvit', 1), ('shared', 0), ('shared', 1)
-    ]  # fmt: skip
-    assert len(before.splitlines()) + len(re.findall('seed', again)) == len(lines)
+    command += ['--jobs', '1', '--group', '2', '--save', weights]
+    again = subprocess.check_output(command, text=True)
+    text = (out / 'cpu.jsonl').read_text()
+    assert text.startswith(before)
+    lines = [*map(json.loads, text.splitlines())]
+    found = {(line['network'], line['seed']): line for line in lines}
+    assert len(found) == len(lines) == 5
+    assert len(before.splitlines()) + again.count('seed') == len(lines)
+    assert len([*weights.glob('*.pth')]) == again.count('seed')
     # Published, and the same wherever the run was.
-    assert str(out.parent) not in results
-    elastic = lines[-1]
-    assert [*elastic['at_points']] == ['4', '5', '6', '7', '8']
-    assert elastic['parameters'] > 1e5
-    output = subprocess.check_output([*command, '--jobs', '1'], text=True)
-    assert 'seed' not in output
+    assert str(tmp_path) not in text
+    assert found['psvit', 0]['parameters'] == 366_768
+    assert found['shared', 1]['parameters'] == 241_900
+    assert len(found['psvit', 1]['curve'][-1]['inside']) == 4
+    assert [*found['demo_elastic', 0]['at_points']] == ['4', '5', '6', '7', '8']
+    assert 'seed' not in subprocess.check_output(command, text=True)
 
 
 def test_tables_of_other_results(tmp_path):
@@ -274,9 +318,10 @@ def test_tables_of_other_results(tmp_path):
     subprocess.run([sys.executable, PROJECT / 'report.py', tmp_path], check=True)
     tables = (tmp_path / 'tables.md').read_text()
     page = (PROJECT / 'README.md').read_text()
+    configs = os.path.relpath(PROJECT / 'configs', tmp_path)
     for name in report.LETTERS:
         block = page.split(f'<!-- {name} -->')[1].split('<!--')[0]
-        assert block in tables
+        assert block.replace('](configs/', f']({configs}/') in tables
     assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
 

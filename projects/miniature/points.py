@@ -1,23 +1,13 @@
 # Copyright (c) mmpsvit contributors.
-"""Where points are and what a result was computed with."""
+"""Where the points of a network are, and a picture of them."""
 
-import datetime
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from plan import ROOT
 
-from mmpsvit.visualization import draw_sampling
-
-MODULES = ('torch', 'torchvision', 'numpy', 'mmengine', 'mmcv', 'mmpretrain', 'mmpsvit')
+from mmpsvit.visualization import draw_sampling, movement_shares
 
 
 def inside_shares(trajectories: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -66,31 +56,39 @@ def draw_points(
     return figure
 
 
-def git_state() -> dict:
-    """The commit of this code, and whether the code differs from it."""
-    git = ['git', '-C', str(ROOT)]
-    code = ['mmpsvit', 'configs', 'tools', 'projects/miniature/*.py']
-    commands = [[*git, 'rev-parse', 'HEAD'], [*git, 'status', '--porcelain', *code]]
-    try:
-        commit, changes = (subprocess.check_output(c, text=True) for c in commands)
-    except (OSError, subprocess.CalledProcessError):  # not a clone
-        return {'commit': None, 'dirty': None}
-    return {'commit': commit.strip(), 'dirty': bool(changes)}
+def where_points_are(trajectories: np.ndarray, boxes: np.ndarray) -> dict:
+    """Where points are, and how they got there.
 
+    Args:
+        trajectories (np.ndarray): (images, iterations, N, 2), in pixels.
+        boxes (np.ndarray): (images, 4), (x1, y1, x2, y2) in pixels.
 
-def describe_setting(device: str) -> dict:
-    """What the figures were computed with on a device, and when."""
-    path, cpu = Path('/proc/cpuinfo'), platform.processor()
-    for line in path.read_text().split('\n') if path.exists() else ():
-        if line.startswith('model name'):
-            cpu = line.split(':')[1].strip()
-    versions = {name: sys.modules[name].__version__ for name in MODULES}
-    machine = {'cpu': cpu, 'cores': os.cpu_count(), 'system': platform.system()}
-    if device == 'cuda':
-        machine['gpu'] = torch.cuda.get_device_name()
-    return {
-        'code': [git_state()],
-        'versions': {'python': platform.python_version(), **versions},
-        'machine': machine,
-        'date': datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    Returns:
+        dict: For each iteration: ``inside``, the share of points in the digit's box;
+        ``shifted``, that of the start grid shifted by the mean movement over images and
+        points; ``static``, that of the start grid with each point's mean movement over
+        the images; ``drift`` and ``follows``, the shares of the movement up to this
+        iteration, see ``movement_shares`` (None if nothing moved).
+    """
+    start = trajectories[:, :1]
+    moved = trajectories - start
+    shift = moved.mean(axis=(0, 2), keepdims=True)
+    patterns = {
+        'inside': trajectories,
+        'shifted': start + shift,
+        'static': start + moved.mean(axis=0, keepdims=True),
     }
+    result = {}
+    for name, points in patterns.items():
+        points = np.broadcast_to(points, trajectories.shape)
+        shares = inside_shares(points, boxes)
+        result[name] = [round(share, 5) for share in shares.tolist()]
+    shares = [
+        movement_shares(trajectories[:, : last + 1]) or (None, None)
+        for last in range(trajectories.shape[1])
+    ]
+    for name, values in zip(
+        ('drift', 'follows'), zip(*shares, strict=True), strict=True
+    ):
+        result[name] = [value and round(value, 4) for value in values]
+    return result
