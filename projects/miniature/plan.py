@@ -257,7 +257,7 @@ EXPERIMENTS: dict[str, Callable[[Results], list[Run]]] = {
     'controls': lambda _: runs(trainings(CONTROLS), range(5)),
     'elastic': lambda _: [
         *runs(trainings(ELASTIC), range(5)),
-        *runs(trainings(['demo_elastic'], length=1.5), range(5)),
+        *runs(trainings(['demo_elastic', 'demo_psvit'], length=1.5), range(5)),
     ],
     'rates': lambda _: runs(
         [Training(name, lr=lr) for lr in RATES for name in (*LONG, *COST)], [RATES_SEED]

@@ -212,26 +212,32 @@ def over_time(results: Results) -> str:
 
 
 def elastic(results: Results, length: float = 1) -> str:
-    """One network for all numbers of points, against one for each."""
+    """One network for all numbers of points, against one for each.
+
+    Args:
+        results (Results): All results.
+        length (float): Of the elastic training, and of that with 6 points per side,
+            which is tested with other numbers. Defaults to 1, that of all others.
+    """
 
     def at(training: Training, count: int) -> dict[int, float]:
         """Top-1 of a training at a number of points, by seed."""
         found = found_of(results, training)
         return {s: result['at_points'][str(count)] for s, result in found.items()}
 
-    rows = []
+    rows, fixed = [], Training('demo_psvit', length=length)
     for count in POINTS:
         ours = at(Training('demo_elastic', length=length), count)
         own = Training('demo_psvit' if count == 6 else f'demo_n{count}')
         row = [count, format_mean([*ours.values()])]
-        for other in (at(own, count), at(Training('demo_psvit'), count)):
+        for other in (at(own, count), at(fixed, count)):
             row += [format_mean([*other.values()]), format_difference(ours, other)]
             row.append(len(ours.keys() & other.keys()))
         rows.append(row)
-    header = ['points per side', 'elastic', 'trained at it', 'elastic less that']
-    return format_table(
-        [*header, 'seeds', 'trained at 6', 'elastic less that', 'seeds'], rows
-    )
+    at_six = 'trained at 6' + ', as long' * (length > 1)
+    difference = ['elastic less that', 'seeds']
+    header = ['points per side', 'elastic', 'trained at it', *difference]
+    return format_table([*header, at_six, *difference], rows)
 
 
 def rates(results: Results) -> str:
