@@ -316,7 +316,7 @@ def curve_figure(results: Results) -> Figure:
     left, right = figure.subplots(1, 2, sharey=True)
     for name, colour in COLOURS.items():
         for length, axes, line in ((1, left, '-'), (1, right, '-'), (5, right, '--')):
-            found = results.get(Training(name, length=length))
+            found = found_of(results, Training(name, length=length))
             if not found:
                 continue
             label = NETWORKS[name].title + f', {length} times the steps' * (length > 1)

@@ -7,10 +7,10 @@
     python projects/miniature/report.py                 # the tables of the pages
 
 plan.py says what belongs to which experiment. Trainings run side by side, each on one
-core, most of them for four to nine minutes; all of them take days. On a GPU, `--group
-7` trains seven networks at once, in half a minute. The results are lines of JSON in
-OUT/*.jsonl. What has a result there is not trained again; stop it as you like, the same
-command goes on. One command at a time for each OUT.
+core, most of them for four to fifteen minutes; all of them take days. On a GPU,
+`--group 7` trains seven networks at once, in half a minute. The results are lines of
+JSON in OUT/*.jsonl. What has a result there is not trained again; stop it as you like,
+the same command goes on. One command at a time for each OUT.
 """
 
 # isort: off

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from mmpsvit.models import ProgressiveSampling
 from mmpsvit.visualization import record_sampling, spread_indices
+from mmpsvit.visualization.sampling import find_sampler
 
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / 'tools' / 'dataset_converters'))
@@ -270,9 +271,7 @@ class Trainer:
 
     def measure_points(self, choices: Sequence[int]) -> dict[int, float]:
         """The accuracy at several numbers of points per side."""
-        (sampler,) = (
-            m for m in self.model.modules() if isinstance(m, ProgressiveSampling)
-        )
+        sampler = find_sampler(self.model)
         trained, accuracies = sampler.num_points, {}
         for count in choices:
             sampler.num_points = count

@@ -193,8 +193,8 @@ def test_every_network_of_the_plan_is_built():
 
 SHOWN = {
     'README.md': {*'abcdegh', 'inside', 'runs'},
-    'looking.md': {'controls', 'where', 'time', 'looking runs'},
-    'elastic.md': {'elastic'},
+    'looking.md': {'controls', 'where', 'time', 'long', 'looking runs'},
+    'elastic.md': {'elastic', 'elastic, longer'},
 }
 
 
