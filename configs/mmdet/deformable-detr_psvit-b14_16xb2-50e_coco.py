@@ -12,4 +12,8 @@ model = dict(
 optim_wrapper = _base_.pop('layer_decay')
 optim_wrapper.optimizer.lr = 2e-4
 optim_wrapper.clip_grad = dict(max_norm=0.1, norm_type=2)
+optim_wrapper.paramwise_cfg.custom_keys.update(
+    sampling_offsets=dict(lr_mult=0.1),
+    reference_points=dict(lr_mult=0.1),
+)
 default_hooks = _base_.pop('guard_hooks')

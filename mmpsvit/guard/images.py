@@ -1,6 +1,8 @@
 # Copyright (c) mmpsvit contributors.
 """Names the file when an image cannot be read; skips none."""
 
+import traceback
+
 import mmcv
 import numpy as np
 from mmcv import transforms
@@ -85,8 +87,11 @@ class LoadImageFromFile(transforms.LoadImageFromFile):
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's type and message without line breaks."""
-    return f'{type(error).__name__}: {" ".join(str(error).split())}'
+    """An exception's type and message, or failed assertion, without line breaks."""
+    message = str(error)
+    if not message and error.__traceback__:
+        message = traceback.extract_tb(error.__traceback__)[-1].line or ''
+    return f'{type(error).__name__}: {" ".join(message.split())}'
 
 
 def is_cut_jpeg(content: bytes) -> bool:

@@ -90,7 +90,6 @@ TITLES = {  # of the configs of the miniature
     'n6': 'PS-ViT, n = 6',
     'n8': 'PS-ViT, n = 8',
     'shared': 'PS-ViT, weights shared by all iterations',
-    'elastic': 'PS-ViT, n = 3 to 8',
 }
 NETWORKS = {
     name: Network(title, MINIATURE / f'{name}.py') for name, title in TITLES.items()

@@ -103,6 +103,9 @@ def test_failure_is_one_line_and_its_traceback_a_file(tmp_path):
     file = tmp_path / 'traceback_of_rank_0.txt'
     assert str(caught.value) == f'ValueError: first second (traceback: {file})'
     assert "raise ValueError('first\\nsecond')" in file.read_text()
+    with pytest.raises(RunError) as caught, one_line_errors(cfg):
+        raise AssertionError
+    assert str(caught.value).startswith('AssertionError: raise AssertionError (')
 
 
 @pytest.mark.parametrize('scope', ['mmpsvit.', ''])
