@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -36,6 +36,7 @@ from .remarks import explain_out_type, training_remarks, type_name
 
 __all__ = [
     'RunError',
+    'add_cfg_options',
     'add_common_arguments',
     'build_runner',
     'check_file',
@@ -54,7 +55,7 @@ __all__ = [
 _OTHER_KEYS = {
     *('runner_type', 'strategy', 'custom_imports', 'model_wrapper_cfg', 'compile'),
     *('find_unused_parameters', 'activation_checkpointing', 'efficient_conv_bn_eval'),
-    *('tta_model', 'tta_pipeline'),
+    *('sync_bn', 'tta_model', 'tta_pipeline'),
 }
 
 
@@ -89,6 +90,16 @@ class _Options(DictAction):
             )
 
 
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options``."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=_Options,
+        help='settings of the config to override, as key=value; lists as key="[a,b]"',
+    )
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that training and testing share."""
     parser.add_argument('--work-dir', help='folder for logs and results')
@@ -103,12 +114,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--no-pin-memory', action='store_true', help='do not pin memory of batches'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=_Options,
-        help='settings of the config to override, as key=value; lists as key="[a,b]"',
-    )
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -238,19 +244,15 @@ def set_test_precision(cfg: Config, dtype: str | None = None) -> None:
         torch.set_autocast_gpu_dtype(getattr(torch, dtype))
 
 
-def build_runner(cfg: Config, must_fit: Sequence[str] = ()) -> Runner:
+def build_runner(cfg: Config) -> Runner:
     """Build a config's runner, distributed also without a GPU.
 
     It gets :class:`CheckpointFitHook` and :class:`DataHook`, unless the config has
     them. They do not get into the config that MMEngine writes into the work dir.
-
-    Args:
-        cfg (Config): The config.
-        must_fit (Sequence[str]): As in :class:`CheckpointFitHook`.
     """
     prepare_distributed(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    for hook in (CheckpointFitHook(must_fit), DataHook()):
+    for hook in (CheckpointFitHook(), DataHook()):
         if not any(isinstance(other, type(hook)) for other in runner.hooks):
             runner.register_hook(hook)
     return runner

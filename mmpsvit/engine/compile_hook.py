@@ -2,9 +2,9 @@
 """Compiles the network of a training, rather than all of its step."""
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from mmpsvit.guard import unwrap
 from mmpsvit.registry import HOOKS
 
 
@@ -33,9 +33,7 @@ class CompileHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Compile; PyTorch does it at the first call."""
-        model = runner.model
-        while is_model_wrapper(model):
-            model = model.module
+        model = unwrap(runner.model)
         try:
             module = model.get_submodule(self.module)
         except AttributeError as error:

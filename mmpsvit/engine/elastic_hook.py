@@ -2,9 +2,9 @@
 """Draws the number of points of each batch of a training."""
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from mmpsvit.guard import unwrap
 from mmpsvit.models import ProgressiveSampling
 from mmpsvit.registry import HOOKS
 
@@ -23,9 +23,7 @@ class ElasticPointsHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Find the samplers."""
-        model = runner.model
-        while is_model_wrapper(model):
-            model = model.module
+        model = unwrap(runner.model)
         self._samplers = [
             module
             for module in model.modules()

@@ -14,7 +14,14 @@ from .exact_checkpoint_hook import ExactCheckpointHook, adopt_seed
 from .exact_loop import ExactIterBasedTrainLoop
 from .files import AtomicBackend, write_atomically
 from .finite_loss_hook import FiniteLossHook, NonFiniteLossError
-from .fit import CheckpointFitHook, CheckpointMisfitError, find_misfits
+from .fit import (
+    CheckpointFitHook,
+    CheckpointMisfitError,
+    find_misfits,
+    raise_misfits,
+    unwrap,
+    without_wrapper,
+)
 from .images import DataError, LoadImageFromFile, one_line
 from .precision import saved_precision
 
@@ -38,7 +45,10 @@ __all__ = [
     'leaf_datasets',
     'load_checkpoint',
     'one_line',
+    'raise_misfits',
     'saved_precision',
+    'unwrap',
     'use_safe_loading',
+    'without_wrapper',
     'write_atomically',
 ]

@@ -7,13 +7,13 @@ import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mmpsvit.registry import HOOKS
 
+from .fit import unwrap
 from .images import DataError
 
 # What PyTorch's cross entropy ignores.
@@ -82,8 +82,7 @@ class DataHook(Hook):
 
 def _num_classes(model: nn.Module) -> int | None:
     """How many classes the head of a classifier or detector tells apart, if known."""
-    if is_model_wrapper(model):
-        model = model.module
+    model = unwrap(model)
     roi_head = getattr(model, 'roi_head', model)
     for head in (getattr(model, 'head', None), getattr(roi_head, 'bbox_head', None)):
         if isinstance(head, nn.ModuleList):  # a cascade
@@ -108,9 +107,10 @@ def _labels_of(sample: object) -> Tensor:
 def _remarks(runner: Runner) -> Iterator[str]:
     """What somebody who trains on class folders should know."""
     loops = [runner.train_loop]
-    if runner.val_loop is not None and any(
+    evaluator = getattr(runner.val_loop, 'evaluator', None)  # of MMEngine's loops
+    if any(
         type(metric).__name__ in ('Accuracy', 'SingleLabelMetric')
-        for metric in runner.val_loop.evaluator.metrics
+        for metric in getattr(evaluator, 'metrics', ())
     ):
         loops.append(runner.val_loop)
     numbers: dict[str, int] = {}

@@ -1,14 +1,18 @@
 # Copyright (c) mmpsvit contributors.
 """Checkpoints from which a training continues as if nothing had happened."""
 
-import contextlib
 import os.path as osp
 from collections.abc import Iterator, Mapping
 
 from mmengine.config import Config
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import IterBasedTrainLoop, Runner, find_latest_checkpoint
+from mmengine.runner import (
+    EpochBasedTrainLoop,
+    IterBasedTrainLoop,
+    Runner,
+    find_latest_checkpoint,
+)
 
 from mmpsvit.registry import HOOKS
 
@@ -57,8 +61,7 @@ class ExactCheckpointHook(CheckpointHook):
         **kwargs: Likewise.
 
     Raises:
-        CheckpointError: If a training is to resume from weights only, or from a file
-            with a damaged random state.
+        CheckpointError: If a training is to resume from weights only.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -82,34 +85,23 @@ class ExactCheckpointHook(CheckpointHook):
         # That of a training without a loss scale, which a GradScaler would not load.
         if (checkpoint.get('optimizer') or {}).get('loss_scaler') == {}:
             del checkpoint['optimizer']['loss_scaler']
-        self._name = runner._load_from or find_latest_checkpoint(runner.work_dir)
+        name = runner._load_from or find_latest_checkpoint(runner.work_dir)
         if not {'epoch', 'iter'} <= checkpoint.get('meta', {}).keys():
             raise CheckpointError(
-                f'checkpoint {self._name} holds no training that could resume; '
+                f'checkpoint {name} holds no training that could resume; '
                 'start from its weights with load_from'
             )
-        with self._telling_damage():
-            self._loaded = dict(checkpoint.get(_KEY) or {})
-            differences = [*_differences(runner, checkpoint)]
-            # Numbers make the names of files to remove, so they must be numbers.
-            info = checkpoint['message_hub']['runtime_info']
-            if 'keep_ckpt_ids' in info:
-                info['keep_ckpt_ids'] = [int(step) for step in info['keep_ckpt_ids']]
+        self._loaded = dict(checkpoint.get(_KEY) or {})
+        # Numbers make the names of files to remove, so they must be numbers.
+        info = checkpoint['message_hub']['runtime_info']
+        if 'keep_ckpt_ids' in info:
+            info['keep_ckpt_ids'] = [int(step) for step in info['keep_ckpt_ids']]
+        differences = [*_differences(runner, checkpoint)]
         if differences:
             runner.logger.warning(
                 'This training resumes, but does not end exactly as it would have '
                 f'without the interruption: {"; ".join(differences)}'
             )
-
-    @contextlib.contextmanager
-    def _telling_damage(self) -> Iterator[None]:
-        try:
-            yield
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-            raise CheckpointError(
-                f'checkpoint {self._name} is damaged: its {_KEY} or message_hub is not '
-                'what MMEngine and ExactCheckpointHook save'
-            ) from e
 
     def before_train(self, runner: Runner) -> None:
         """Prepare the training, and bring it to where the checkpoint was saved."""
@@ -127,8 +119,7 @@ class ExactCheckpointHook(CheckpointHook):
         self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
         processes = self._loaded.get('processes', ())
         if len(processes) == get_world_size():
-            with self._telling_damage():
-                set_process_state(runner, processes[get_rank()])
+            set_process_state(runner, processes[get_rank()])
             if getattr(runner.train_dataloader, 'persistent_workers', False):
                 # To start them again takes a random number that they took long ago.
                 self._state_with_workers = processes[get_rank()]['random']
@@ -324,8 +315,10 @@ def _other_schedules(runner: Runner, checkpoint: dict) -> Iterator[str]:
 
 
 def _is_validation_due(runner: Runner) -> bool:
-    """Whether the training loop would validate now, before it trains on."""
+    """Whether MMEngine's training loops would validate now, before they train on."""
     loop = runner.train_loop
+    if not isinstance(loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
+        return False
     done, last = loop.epoch, loop.max_epochs
     if isinstance(loop, IterBasedTrainLoop):
         done, last = loop.iter, loop.max_iters

@@ -4,11 +4,12 @@
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import Tensor
 
 from mmpsvit.registry import HOOKS
+
+from .fit import unwrap
 
 # Later than any iteration.
 _NEVER = 2**62
@@ -77,12 +78,9 @@ class FiniteLossHook(Hook):
         has reached the weights of this one by its gradients.
         """
         self._raise(runner, self._first())
-        model = runner.model
-        if is_model_wrapper(model):
-            model = model.module
         # Some buffers hold infinity on purpose.
-        wrapper = '_fsdp_wrapped_module.'
-        buffers = {name.replace(wrapper, '') for name, _ in model.named_buffers()}
+        wrapper, buffers = '_fsdp_wrapped_module.', unwrap(runner.model).named_buffers()
+        buffers = {name.replace(wrapper, '') for name, _ in buffers}
         # With EMAHook, the average and the weights themselves, one under each key.
         for state in (checkpoint.get(k, {}) for k in ('state_dict', 'ema_state_dict')):
             for name, value in state.items():

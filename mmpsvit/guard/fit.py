@@ -2,11 +2,11 @@
 """Holds the weights of a checkpoint against the model, which MMEngine only logs."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from mmengine.hooks import Hook
 from mmengine.model import BaseModule, BaseTTAModel, is_model_wrapper
-from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
+from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
@@ -19,36 +19,41 @@ class CheckpointMisfitError(RuntimeError):
     """The weights of a checkpoint do not fit the model."""
 
 
-def find_misfits(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Find the weights of a checkpoint that do not fit a model.
+def find_misfits(
+    model: nn.Module, state: Mapping[str, Tensor]
+) -> tuple[dict[str, str], list[str]]:
+    """Load the weights of a checkpoint into a model, and find those that do not fit.
 
     Args:
         model (nn.Module): The model. It receives the weights that fit.
         state (Mapping[str, Tensor]): The checkpoint's state dict.
 
     Returns:
-        dict[str, str]: For each key that is missing in the checkpoint, unknown to the
-        model or of another shape, a line that says so.
+        tuple[dict[str, str], list[str]]: For each key of the model that is missing in
+        the checkpoint, or has another shape there, a line that says so; and the keys
+        that are unknown to the model.
     """
-    misfits = {}
-    fitting = dict(state)
-    try:
-        model.load_state_dict(fitting, strict=False)
-    except RuntimeError as error:
-        # Shapes are compared here and not beforehand: modules may adapt weights, such
-        # as position embeddings, while they load them.
-        for key in re.findall(r'size mismatch for (\S+):', str(error)):
-            given, expected = tuple(state[key].shape), model.state_dict()[key].shape
-            misfits[key] = f'{key} has shape {given}, the model wants {tuple(expected)}'
-            del fitting[key]
-    incompatible = model.load_state_dict(fitting, strict=False)
-    for key in incompatible.unexpected_keys:
-        misfits[key] = f'{key} is unknown to the model'
-    for key in incompatible.missing_keys:
+    wanted, incompatible = {}, []
+    # The load compares, not we beforehand: modules may adapt weights, such as position
+    # embeddings, or rename them.
+    with model.register_load_state_dict_post_hook(
+        lambda _, keys: incompatible.append(keys)
+    ):
+        try:
+            model.load_state_dict(state, strict=False)
+        except RuntimeError as error:
+            size = r'torch\.Size\(\[(.*?)\]\)'
+            for key, given, own in re.findall(
+                rf'size mismatch for (\S+): .*?{size}.*?{size}', str(error)
+            ):
+                wanted[key] = f'{key} has shape ({given}), the model wants ({own})'
+            if not wanted:
+                raise
+    for key in incompatible[0].missing_keys:
         # Old checkpoints lack this counter, which only matters without a momentum.
-        if key not in misfits and not key.endswith('num_batches_tracked'):
-            misfits[key] = f'{key} is missing'
-    return misfits
+        if not key.endswith('num_batches_tracked'):
+            wanted[key] = f'{key} is missing'
+    return wanted, incompatible[0].unexpected_keys
 
 
 def without_wrapper(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -71,11 +76,7 @@ def raise_misfits(name: str, misfits: list[str]) -> None:
 
 
 def refuse_foreign_weights(
-    module: nn.Module,
-    state: Mapping[str, Tensor],
-    prefix: str,
-    *_,
-    name: str = 'the checkpoint',
+    module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_
 ) -> None:
     """Stop where a module is about to be loaded from weights of which it has none.
 
@@ -88,15 +89,23 @@ def refuse_foreign_weights(
         module (nn.Module): The module.
         state (Mapping[str, Tensor]): The state dict.
         prefix (str): Prefix of the module's keys.
-        name (str): What to call the state dict. Defaults to 'the checkpoint'.
 
     Raises:
         CheckpointMisfitError: If there are weights under the prefix, and none of them
             has the name and shape of one of the module's parameters.
     """
-    given = {k: tuple(v.shape) for k, v in state.items() if k.startswith(prefix)}
-    own = {prefix + key: tuple(p.shape) for key, p in module.named_parameters()}
-    if given and not given.items() & own.items():
+    given = {key: value for key, value in state.items() if key.startswith(prefix)}
+    own = {prefix + key: value for key, value in module.named_parameters()}
+    _refuse_if_none_fits(module, own, given, name='the checkpoint')
+
+
+def _refuse_if_none_fits(module: nn.Module, own: dict, given: dict, name: str) -> None:
+    shapes, wanted = (
+        # There are files that hold other things beside the weights.
+        {key: tuple(getattr(value, 'shape', ())) for key, value in weights.items()}
+        for weights in (given, own)
+    )
+    if given and not shapes.items() & wanted.items():
         raise CheckpointMisfitError(
             f'no weight of {name} fits {type(module).__name__}: it has '
             f'{", ".join([*given][:3])}, ..., wanted are {", ".join([*own][:3])}, ...; '
@@ -118,10 +127,6 @@ class CheckpointFitHook(Hook):
     - A test, a validation on its own and a resume stop if a weight of the model is
       missing or of another shape: scores of initial weights mean nothing.
 
-    Args:
-        must_fit (Sequence[str]): Prefixes of weights that must fit in trainings too;
-            ``('',)`` means all. Defaults to ().
-
     Raises:
         CheckpointMisfitError: If a checkpoint does not fit as it must.
     """
@@ -129,8 +134,7 @@ class CheckpointFitHook(Hook):
     # Before EMAHook, which copies the weights for itself.
     priority = 'VERY_HIGH'
 
-    def __init__(self, must_fit: Sequence[str] = ()) -> None:
-        self.must_fit = tuple(must_fit)
+    def __init__(self) -> None:
         self._name: str | None = None
         self._missing: list[str] = []
 
@@ -151,29 +155,27 @@ class CheckpointFitHook(Hook):
         state.clear()
         state.update(unwrapped)
 
-        model = _unwrap(runner.model)
-        misfits = find_misfits(model, state)
-        own = model.state_dict()
-        self._missing = [text for key, text in misfits.items() if key in own]
-        must_fit = [
-            text for key, text in misfits.items() if key.startswith(self.must_fit)
-        ]
-        # A training that resumes is the same one, with all of its weights.
-        raise_misfits(name, self._missing if runner._resume else must_fit)
+        model = unwrap(runner.model)
+        wanted, unknown = find_misfits(model, state)
+        self._missing = [*wanted.values()]
+        if runner._resume:  # The same training needs all of its weights.
+            raise_misfits(name, self._missing)
+        lines = [f'{key} is unknown to the model' for key in unknown] + self._missing
         weights = [key for key, _ in model.named_parameters()]
         backbone = [key for key in weights if key.startswith('backbone.')]
-        if weights and misfits.keys() >= set(backbone or weights):
-            raise_misfits(name, [*misfits.values()])
-        if not misfits:
+        if weights and wanted.keys() >= set(backbone or weights):
+            raise_misfits(name, lines)
+        if not lines:
             return
-        runner.logger.warning(f'Not taken from {name}: ' + '; '.join(misfits.values()))
+        runner.logger.warning(f'Not taken from {name}: {"; ".join(lines)}')
         if not runner._resume:  # which wants the average of each weight beside it
-            for key in misfits:
+            for key in (*wanted, *unknown):
                 state.pop(key, None)
 
     def before_train(self, runner: Runner) -> None:
         """Hold the model, which is initialised by now, against its ``init_cfg``."""
-        for module in _unwrap(runner.model).modules():
+        self._missing = []  # From now on it is trained.
+        for module in unwrap(runner.model).modules():
             # Other modules may convert what they load.
             if getattr(type(module), 'init_weights', None) is BaseModule.init_weights:
                 cfgs = module.init_cfg or []
@@ -182,16 +184,15 @@ class CheckpointFitHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Do not test initial weights."""
-        if self._missing:
-            raise_misfits(self._name, self._missing)
+        raise_misfits(self._name, self._missing)
 
     def before_val(self, runner: Runner) -> None:
         """Do not validate initial weights, unless they are trained."""
-        if not isinstance(runner._train_loop, BaseLoop):
-            self.before_test(runner)
+        self.before_test(runner)
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model below wrappers of distributed training and test-time augmentation."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
@@ -207,9 +208,6 @@ def _check_pretrained(module: nn.Module, cfg: dict) -> None:
     state = without_wrapper(checkpoint.get('state_dict', checkpoint))
     # As MMEngine does, with or without the dot at the end.
     start = f'{prefix.removesuffix(".")}.' if prefix else ''
-    weights = {
-        key[len(start) :]: value
-        for key, value in state.items()
-        if key.startswith(start) and isinstance(value, Tensor)
-    }
-    refuse_foreign_weights(module, weights, '', name=f'checkpoint {name}')
+    given = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+    # Not the names of its parameters: some modules have other names in checkpoints.
+    _refuse_if_none_fits(module, module.state_dict(), given, f'checkpoint {name}')

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import EMAHook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
+
+from .fit import unwrap
 
 
 def get_random_state() -> dict:
@@ -67,10 +68,7 @@ def set_process_state(runner: Runner, state: dict) -> None:
 
 def _buffers(runner: Runner) -> Iterator[tuple[str, Tensor]]:
     """The buffers of the model and of the averages of its weights."""
-    model = runner.model
-    while is_model_wrapper(model):
-        model = model.module
     averages = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
-    yield from model.named_buffers()
+    yield from unwrap(runner.model).named_buffers()
     for index, hook in enumerate(averages):
         yield from hook.ema_model.named_buffers(prefix=f'average_{index}')

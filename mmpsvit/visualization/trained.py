@@ -5,10 +5,10 @@ import logging
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.model import BaseModel, BaseTTAModel
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 
-from mmpsvit.guard import CheckpointMisfitError, find_misfits
+from mmpsvit.guard import find_misfits, raise_misfits, unwrap, without_wrapper
 
 
 def build_trained(
@@ -34,31 +34,16 @@ def build_trained(
     model_cfg = cfg.model
     if 'data_preprocessor' in cfg:
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = MODELS.build(model_cfg)
-    while isinstance(model, BaseTTAModel):
-        model = model.module
+    model = unwrap(MODELS.build(model_cfg))
     state = checkpoint.get('state_dict', checkpoint)
-    state = {key.removeprefix('module.'): value for key, value in state.items()}
-    misfits = find_misfits(model, state)
-    own = {key for key, _ in (*model.named_parameters(), *model.named_buffers())}
-    surplus = [key for key in misfits if key in state and key not in own]
-    wrong = [text for key, text in misfits.items() if key not in surplus]
-    if wrong:
-        raise CheckpointMisfitError(
-            f'checkpoint {name} does not fit the config: {_some(wrong, "; ")}'
-        )
-    if surplus:
+    wanted, unknown = find_misfits(model, without_wrapper(state))
+    raise_misfits(name, [*wanted.values()])
+    if unknown:
         print_log(
-            f'Left out of checkpoint {name}, not in the model: {_some(surplus, ", ")}',
+            f'Left out of checkpoint {name}, not in the model: {", ".join(unknown)}',
             logger='current',
             level=logging.WARNING,
         )
     meta = checkpoint.get('meta') or {}
     classes = (meta.get('dataset_meta') or {}).get('classes') or []
     return model.eval(), list(classes)
-
-
-def _some(texts: list[str], separator: str) -> str:
-    """The first three of some texts, and how many more there are."""
-    rest = f' and {len(texts) - 3} more' if len(texts) > 3 else ''
-    return separator.join(texts[:3]) + rest

@@ -29,13 +29,13 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from report import format_mean
 from torch import Tensor
 
-from mmpsvit.cli import check_file, read_config, run_main
+from mmpsvit.cli import add_cfg_options, check_file, read_config, run_main
 from mmpsvit.guard import load_checkpoint
 from mmpsvit.visualization import (
     EXPLANATION_METHODS,
@@ -155,12 +155,7 @@ def main() -> None:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoints', nargs='+', help='checkpoint files')
     parser.add_argument('--device', default='cpu', help='device (default: cpu)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings of the config to override, as key=value',
-    )
+    add_cfg_options(parser)
     args = parser.parse_args()
     for path in args.checkpoints:
         check_file(parser, 'checkpoints', path)

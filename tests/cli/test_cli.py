@@ -81,7 +81,7 @@ def test_mistakes_are_one_line(arguments, message, load, capsys):
 
 
 def test_options_that_nothing_reads_are_told(load, capfd):
-    load('--cfg-options', 'train_cfg.max_iters=2', 'randomness.seed=1', 'compile=True')
+    load('--cfg-options', 'train_cfg.max_iters=2', 'randomness.seed=1', 'sync_bn=torch')
     assert 'WARNING' not in ''.join(capfd.readouterr())
     load('--cfg-options', 'width=4', 'max_iters=2')
     told = ''.join(capfd.readouterr())

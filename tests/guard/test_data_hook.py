@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.registry import LOOPS
+from mmengine.runner import BaseLoop, Runner
 
 from mmpsvit.guard import DataError
 
@@ -104,6 +105,21 @@ def test_label_out_of_range(label, train, folder):
     )
     with pytest.raises(DataError, match=message):
         train(lines(folder, 0, label))
+
+
+class OwnValLoop(BaseLoop):
+    """A loop without an evaluator, which MMEngine does not ask for."""
+
+    def __init__(self, runner, dataloader, evaluator) -> None:
+        super().__init__(runner, dataloader)
+
+    def run(self) -> None:
+        self.runner.model.eval()
+
+
+def test_validation_loop_of_ones_own(train):
+    LOOPS.register_module(module=OwnValLoop, force=True)
+    train(**{'val_cfg.type': 'OwnValLoop'})
 
 
 VALID = {

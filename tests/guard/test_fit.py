@@ -121,6 +121,15 @@ def test_init_cfg_that_fits_nothing(form, make, saved):
         make(Model(init_cfg=init_cfg)).train()
 
 
+def test_init_cfg_of_a_file_in_another_form(make, tmp_path):
+    """Some trainers call the weights ``model``: none of it is found."""
+    file = tmp_path / 'first.pth'
+    torch.save(dict(model=Model().state_dict(), epoch=3), file)
+    message = r'no weight of checkpoint .*first\.pth fits Model: it has model, epoch'
+    with pytest.raises(CheckpointMisfitError, match=message):
+        make(Model(init_cfg=dict(type='Pretrained', checkpoint=str(file)))).train()
+
+
 def test_init_cfg_that_fits(make, saved):
     first = Model()
     init_cfg = dict(type='Pretrained', checkpoint=saved(first))
@@ -145,12 +154,53 @@ def test_resume_needs_all_weights(make, saved, tmp_path):
         make(Model(classes=5), load_from=str(last), resume=True).train()
 
 
-def test_prefixes_that_must_fit(make, saved):
+def test_what_was_trained_since_is_tested(make, saved):
     runner = make(Model(), load_from=saved(Model(classes=5)))
-    (hook,) = (each for each in runner.hooks if isinstance(each, CheckpointFitHook))
-    hook.must_fit = ('head.',)
-    with pytest.raises(CheckpointMisfitError, match=r'head\.weight has shape'):
-        runner.train()
+    runner.train()
+    runner.test()
+
+
+class RenamingModel(Model):
+    """Its weights have a prefix that its checkpoints do not have, as timm's models."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__()
+        self.model = Model(**kwargs)
+        del self.backbone, self.head
+        self._register_state_dict_hook(
+            lambda _, state, prefix, metadata: type(state)(
+                (key.removeprefix('model.'), value) for key, value in state.items()
+            )
+        )
+        self._register_load_state_dict_pre_hook(self._rename)
+
+    @staticmethod
+    def _rename(state, *_) -> None:
+        for key in [*state]:
+            state[f'model.{key}'] = state.pop(key)
+
+    def forward(self, inputs, mode='tensor'):
+        return self.model(inputs, mode)
+
+
+@pytest.mark.parametrize('form', ['load_from', 'init_cfg'])
+def test_model_that_renames_what_it_loads(form, make, saved, tmp_path):
+    first = RenamingModel(classes=5)
+    file = saved(first)
+    assert 'head.weight' in first.state_dict()
+    options = {}
+    model = RenamingModel()
+    if form == 'load_from':
+        options = dict(load_from=file)
+    else:
+        model.init_cfg = dict(type='Pretrained', checkpoint=file)
+    runner = make(model, **options)
+    runner.train()
+    ours, theirs = runner.model.model.backbone, first.model.backbone
+    assert torch.equal(ours[0].weight, theirs[0].weight)
+    if form == 'load_from':
+        message = 'model.head.weight has shape (5, 3), the model wants (2, 3)'
+        assert message in warnings_of(tmp_path)
 
 
 def test_file_without_weights(make, tmp_path):

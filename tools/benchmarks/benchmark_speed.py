@@ -39,12 +39,11 @@ import common
 import mmpretrain
 import torch
 from mmcv.cnn import fuse_conv_bn
-from mmengine.config import DictAction
 from plain_psvit import PlainPSViT
 from torch import Tensor, nn
 from torch.profiler import profile
 
-from mmpsvit.cli import read_config, run_main
+from mmpsvit.cli import add_cfg_options, read_config, run_main
 from mmpsvit.guard import write_atomically
 
 # Peers of the paper's Table 9, without RegNetY, which MMPretrain does not have.
@@ -288,7 +287,7 @@ def parse_args() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     add('--points', type=common.positive, nargs='+', help='points per side')
     add('--parts', action='store_true', help='shares of parts in inference')
     add('--profile', action='store_true', help='also writes OUT.profile.txt')
-    add('--cfg-options', nargs='+', action=DictAction, help='of the PS-ViTs: KEY=VALUE')
+    add_cfg_options(parser)
     args = parser.parse_args()
     is_cuda = args.device.type == 'cuda'
     args.batch_size = args.batch_size or (128 if is_cuda else 8)

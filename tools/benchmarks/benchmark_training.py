@@ -40,7 +40,7 @@ from pathlib import Path
 import common
 import mmpretrain
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, init_default_scope
@@ -50,7 +50,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
-from mmpsvit.cli import read_config, run_main, use_mixed_precision
+from mmpsvit.cli import add_cfg_options, read_config, run_main, use_mixed_precision
 from mmpsvit.engine import CompileHook
 
 JPEG_SIZE = (500, 375)
@@ -276,7 +276,7 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
     add('--images', type=common.positive, default=256, help='number of JPEGs')
     add('--backend', help='that decodes JPEGs, as of LoadImageFromFile')
     add('--amp', action='store_true', help='as of tools/train.py (CUDA only)')
-    add('--cfg-options', nargs='+', action=DictAction, help='as of tools/train.py')
+    add_cfg_options(parser)
     args = parser.parse_args()
     cfg = read_config(parser, args.config, args.cfg_options)
     if 'num_classes' not in cfg.get('model', {}).get('head', {}):

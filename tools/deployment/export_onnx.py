@@ -32,7 +32,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
@@ -42,7 +42,7 @@ from packaging.version import Version
 from PIL import Image
 from torch import Tensor, nn
 
-from mmpsvit.cli import check_file, read_config, run_main
+from mmpsvit.cli import add_cfg_options, check_file, read_config, run_main
 from mmpsvit.guard import load_checkpoint, write_atomically
 from mmpsvit.visualization import (
     FilePipeline,
@@ -117,12 +117,7 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
         help='size of the images: H W, or one number (default: what the test pipeline '
         'makes of 224 x 224)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings of the config to override, as key=value',
-    )
+    add_cfg_options(parser)
     args = parser.parse_args()
     if args.shape is not None:
         if len(args.shape) > 2 or min(args.shape) < 1:

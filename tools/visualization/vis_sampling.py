@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.backend_bases import FigureCanvasBase
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS
 
-from mmpsvit.cli import check_file, read_config, run_main
+from mmpsvit.cli import add_cfg_options, check_file, read_config, run_main
 from mmpsvit.guard import load_checkpoint, write_atomically
 from mmpsvit.visualization import (
     FilePipeline,
@@ -73,12 +73,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         '--columns', type=int, default=4, help='images per row (default: 4)'
     )
     parser.add_argument('--device', default='cpu', help='device (default: cpu)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='settings of the config to override, as key=value',
-    )
+    add_cfg_options(parser)
     return parser
 
 
