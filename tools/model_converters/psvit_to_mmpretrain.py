@@ -69,22 +69,6 @@ class ConversionError(ValueError):
     """A checkpoint is not one of the authors' PS-ViT."""
 
 
-def read(path: Path) -> dict:
-    """Read a checkpoint; nothing in it is executed."""
-    if path.suffix != '.safetensors':
-        # Their trainer stores its command line in the checkpoint.
-        return load_checkpoint(path, 'cpu', allowed=(argparse.Namespace,))
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError:
-        raise ConversionError('needs safetensors: pip install safetensors') from None
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ConversionError(f'it cannot be read ({error})') from None
-
-
 def pick_state_dict(
     checkpoint: dict, ema: bool
 ) -> tuple[dict[str, Tensor], str | None]:
@@ -202,7 +186,8 @@ def main() -> None:
     if target.exists():
         parser.error(f'argument dst: {target} exists and is not overwritten')
     try:
-        checkpoint = read(source)
+        # Their trainer stores its command line in the checkpoint.
+        checkpoint = load_checkpoint(source, 'cpu', allowed=(argparse.Namespace,))
         state, found = pick_state_dict(checkpoint, args.ema)
         weights, arch = convert(state)
     except (CheckpointError, ConversionError) as error:
