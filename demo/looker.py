@@ -6,7 +6,7 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 # isort: on
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -23,10 +23,8 @@ from mmpsvit.visualization import (
     SampledImage,
     build_trained,
     class_name,
-    describe_file,
     explain,
     find_sampler,
-    first_view,
     heat_map,
     in_channels,
     sample_images,
@@ -81,8 +79,7 @@ class Network(NamedTuple):
 
     model: BaseModel
     classes: list[str]
-    pipeline: Callable[[dict], dict]
-    channels: list[int] | None  # as of find_channels
+    pipeline: FilePipeline
     num_points: int | None  # per side, of its config, if they can be chosen
 
 
@@ -172,7 +169,7 @@ class Looker:
         # One at a time: the model is shared, and its points are recorded by a hook.
         with self._lock:
             network = self._network(config, checkpoint)
-            item = first_view(pack_image(network, image))
+            item = pack_image(network, image)
             num_points = network.num_points and (num_points or network.num_points)
             if num_points:
                 find_sampler(network.model).num_points = num_points
@@ -252,13 +249,7 @@ def load_network(config: Path, checkpoint: Path, name: str, device: str) -> Netw
         ) from error
     # Without a grid of its own, a network of `point_stride` has as many as fit.
     choosable = grid is not None and grid[0] == grid[1] <= MAX_POINTS
-    return Network(
-        model.to(device),
-        classes,
-        pipeline.compose,
-        pipeline.channels,
-        grid[0] if choosable else None,
-    )
+    return Network(model.to(device), classes, pipeline, grid[0] if choosable else None)
 
 
 def decode(path: str) -> Image.Image:
@@ -309,7 +300,7 @@ def pack_image(network: Network, path: str) -> dict:
         copy = Path(folder) / 'image.png'
         image.save(copy)
         try:
-            return network.pipeline(describe_file(copy))
+            return network.pipeline(copy)
         except Exception as error:
             raise LookError(
                 f'The pipeline of the config refuses {Path(path).name}: '
@@ -324,8 +315,9 @@ def run(network: Network, item: dict, config: str) -> SampledImage:
         LookError: If the network does not take the image, or is no classifier.
     """
     height, width = item['inputs'].shape[-2:]
+    channels = network.pipeline.channels
     try:
-        (sampled,) = sample_images(network.model, [item], network.channels)
+        (sampled,) = sample_images(network.model, [item], channels)
     # Such as an image that is too small for it.
     except Exception as error:
         raise LookError(

@@ -8,7 +8,6 @@ from .explanation import (
 )
 from .file_pipeline import (
     FilePipeline,
-    describe_file,
     find_channels,
     first_view,
     in_channels,
@@ -46,7 +45,6 @@ __all__ = [
     'blend_heat',
     'build_trained',
     'class_name',
-    'describe_file',
     'draw_sampling',
     'explain',
     'figure_to_rgb',

@@ -140,6 +140,26 @@ def test_network_of_arrays(looker, checkout):
     assert arrays.scores == pytest.approx(files.scores)
 
 
+def test_network_of_grey_arrays(looker, checkout):
+    """As of MNIST: it sees the file in grey."""
+    config, checkpoint = 'configs/grey.py', 'work_dirs/grey.pth'
+    (checkout / config).write_text(
+        "_base_ = 'cluttered_digits/psvit.py'\n"
+        'model = dict(backbone=dict(in_channels=1))\n'
+        'data_preprocessor = dict(mean=[120.0], std=[60.0], to_rgb=False)\n'
+        "pipeline = [dict(type='PackInputs')]\n"
+        'test_dataloader = dict(dataset=dict(pipeline=pipeline))\n'
+    )
+    loaded = torch.load(checkout / CHECKPOINT)
+    key = 'backbone.stem.conv1.weight'
+    loaded['state_dict'][key] = loaded['state_dict'][key][:, :1].clone()
+    torch.save(loaded, checkout / checkpoint)
+    image = looker.examples()[0]
+    look = looker.look(image, config, checkpoint)
+    grey = np.asarray(Image.open(image).convert('L'))
+    np.testing.assert_array_equal(look.image, np.stack([grey] * 3, axis=-1))
+
+
 def test_photos_are_turned_and_shrunk(looker, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
@@ -171,16 +191,18 @@ def test_the_pipeline_never_gets_the_upload(demo, tmp_path):
     """It reads a file that was written from the decoded pixels."""
     read = []
 
-    def pipeline(results: dict) -> dict:
-        read.append((results['img_path'], Image.open(results['img_path']).format))
-        return results
+    def pipeline(path: Path) -> dict:
+        image = Image.open(path)
+        read.append((path, image.format, np.asarray(image)))
+        return {}
 
-    network = demo('looker').Network(None, [], pipeline, None, None)
-    Image.new('RGB', (64, 48), (200, 100, 50)).save(tmp_path / 'mine.bmp')
-    results = demo('looker').pack_image(network, str(tmp_path / 'mine.bmp'))
-    ((path, kind),) = read
-    assert kind == 'PNG' and str(tmp_path / 'mine.bmp') != path
-    assert (results['img'] == (200, 100, 50)).all()
+    network = demo('looker').Network(None, [], pipeline, None)
+    upload = tmp_path / 'mine.bmp'
+    Image.new('RGB', (64, 48), (200, 100, 50)).save(upload)
+    demo('looker').pack_image(network, str(upload))
+    ((path, kind, pixels),) = read
+    assert kind == 'PNG' and path != upload
+    assert (pixels == (200, 100, 50)).all()
 
 
 def test_grey_images_of_16_bits(demo, tmp_path):
