@@ -16,9 +16,7 @@ from .file_pipeline import (
 )
 from .prediction import (
     SampledImage,
-    SampledImages,
     class_name,
-    predict_sampling,
     sample_images,
     spread_indices,
 )
@@ -40,7 +38,6 @@ __all__ = [
     'Explanation',
     'FilePipeline',
     'SampledImage',
-    'SampledImages',
     'SamplingVisualizationHook',
     'blend_heat',
     'build_trained',
@@ -55,7 +52,6 @@ __all__ = [
     'in_channels',
     'innermost',
     'movement_shares',
-    'predict_sampling',
     'record_sampling',
     'sample_images',
     'sampling_figure',

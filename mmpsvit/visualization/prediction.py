@@ -22,22 +22,6 @@ from .sampling import record_sampling
 _MAX_NAME = 24
 
 
-class SampledImages(NamedTuple):
-    """Images and what a network did with them: the arguments of `sampling_figure`.
-
-    Attributes:
-        images (list[np.ndarray]): The network's inputs as RGB images, each (H, W, 3),
-            uint8.
-        trajectories (list[np.ndarray]): The points of every iteration in each image,
-            (num_iters, N, 2), (x, y) in pixels, see :func:`record_sampling`.
-        titles (list[str]): A classifier's predictions, see :func:`title_of`.
-    """
-
-    images: list[np.ndarray]
-    trajectories: list[np.ndarray]
-    titles: list[str]
-
-
 class SampledImage(NamedTuple):
     """An image and what a network did with it.
 
@@ -46,11 +30,13 @@ class SampledImage(NamedTuple):
         trajectory (np.ndarray): The points of every iteration, (num_iters, N, 2),
             (x, y) in pixels, see :func:`record_sampling`.
         prediction (BaseDataElement): What the model returned.
+        title (str): A classifier's prediction, see :func:`title_of`.
     """
 
     image: np.ndarray
     trajectory: np.ndarray
     prediction: BaseDataElement
+    title: str
 
 
 def spread_indices(total: int, count: int) -> list[int]:
@@ -59,7 +45,10 @@ def spread_indices(total: int, count: int) -> list[int]:
 
 
 def sample_images(
-    model: BaseModel, items: Iterable[dict], channels: Sequence[int] | None = None
+    model: BaseModel,
+    items: Iterable[dict],
+    channels: Sequence[int] | None = None,
+    classes: Sequence[str] = (),
 ) -> list[SampledImage]:
     """Run a model on images one by one, since they may differ in size.
 
@@ -76,6 +65,7 @@ def sample_images(
         channels (Sequence[int], optional): Where red, green and blue are in the
             inputs, see :func:`find_channels`. By default, inputs are BGR if the data
             preprocessor converts them, else RGB.
+        classes (Sequence[str]): Class names for the titles. Defaults to ().
 
     Returns:
         list[SampledImage]: Images, points and predictions, in the order of ``items``.
@@ -95,7 +85,8 @@ def sample_images(
             prediction, error = _predict(model, item)
             failure = failure or error
             image = to_image(item['inputs'], channels)
-            sampled.append(SampledImage(image, trajectories[-1], prediction))
+            title = title_of(prediction, classes)
+            sampled.append(SampledImage(image, trajectories[-1], prediction, title))
     if failure is not None:
         print_log(
             f'{type(model).__name__} predicts nothing: {failure!r}',
@@ -119,34 +110,6 @@ def _predict(model: BaseModel, item: dict) -> tuple[BaseDataElement, Exception |
     data = model.data_preprocessor(pseudo_collate([item]), False)
     model(**data, mode='tensor')
     return item['data_samples'], failure
-
-
-def predict_sampling(
-    model: BaseModel,
-    items: Iterable[dict],
-    classes: Sequence[str] = (),
-    channels: Sequence[int] | None = None,
-) -> SampledImages:
-    """Run a model on images and title each with what was predicted.
-
-    Args:
-        model (BaseModel): As in :func:`sample_images`.
-        items (Iterable[dict]): As in :func:`sample_images`.
-        classes (Sequence[str]): Class names for the titles. Defaults to ().
-        channels (Sequence[int], optional): As in :func:`sample_images`.
-
-    Returns:
-        SampledImages: Images, points and titles, in the order of ``items``.
-
-    Raises:
-        ValueError: If the model has no or several samplers.
-    """
-    sampled = sample_images(model, items, channels)
-    return SampledImages(
-        [each.image for each in sampled],
-        [each.trajectory for each in sampled],
-        [title_of(each.prediction, classes) for each in sampled],
-    )
 
 
 def title_of(prediction: BaseDataElement, classes: Sequence[str]) -> str:

@@ -173,19 +173,16 @@ def _width_in_inches(axes: Axes) -> float:
 
 
 def sampling_figure(
-    images: Sequence[np.ndarray],
-    trajectories: Sequence[np.ndarray],
-    titles: Sequence[str],
+    panels: Sequence[tuple[np.ndarray, np.ndarray, str]],
     columns: int = 4,
     paths: bool = True,
 ) -> Figure:
     """Draw several images into one figure.
 
     Args:
-        images (Sequence[np.ndarray]): RGB images, each (H, W, 3), uint8.
-        trajectories (Sequence[np.ndarray]): Points of each, see
-            :func:`draw_sampling`.
-        titles (Sequence[str]): A line above each image; long ones in smaller print.
+        panels (Sequence[tuple[np.ndarray, np.ndarray, str]]): Of each image the RGB
+            pixels (H, W, 3), uint8; its points, see :func:`draw_sampling`; and a line
+            above it, a long one in smaller print.
         columns (int): Images per row at most. Defaults to 4.
         paths (bool): As in :func:`draw_sampling`; without paths, there is no legend.
             Defaults to True.
@@ -193,8 +190,8 @@ def sampling_figure(
     Returns:
         Figure: The figure, with an opaque background.
     """
-    columns = min(columns, len(images))
-    rows = math.ceil(len(images) / columns)
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
     # In inches: a panel with its title, and a line for the legend.
     side, title, gap = 3.2, 0.34, 0.06
     legend = 0.4 if paths else gap
@@ -210,17 +207,15 @@ def sampling_figure(
         wspace=gap / side,
         hspace=title / side,
     )
-    for axes, image, trajectory, text in zip(
-        grid, images, trajectories, titles, strict=False
-    ):
+    for axes, (image, trajectory, text) in zip(grid, panels, strict=False):
         draw_sampling(axes, image, trajectory, paths)
         # About 36 characters of 11 points fill the width of an image.
         axes.set_title(text, fontsize=min(11, 11 * 36 / max(1, len(text))), color=_RIM)
-    for axes in grid[len(images) :]:
+    for axes in grid[len(panels) :]:
         axes.set_axis_off()
     if paths:
         figure.legend(
-            handles=_legend_handles(len(trajectories[0])),
+            handles=_legend_handles(len(panels[0][1])),
             loc='lower center',
             ncols=3,
             fontsize=10,

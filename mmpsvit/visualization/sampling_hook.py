@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from mmpsvit.registry import HOOKS
 
 from .file_pipeline import MODES, find_channels, first_view, innermost
-from .prediction import predict_sampling, spread_indices
+from .prediction import sample_images, spread_indices
 from .sampling import figure_to_rgb, find_sampler, sampling_figure
 
 
@@ -107,14 +107,15 @@ class SamplingVisualizationHook(Hook):
                 ]
                 self._channels = _channels_of(dataset, len(self._items[0]['inputs']))
             # Models write into the samples they get.
-            sampled = predict_sampling(
-                model, copy.deepcopy(self._items), classes, self._channels
+            sampled = sample_images(
+                model, copy.deepcopy(self._items), self._channels, classes
             )
 
         step = _step(runner)
-        picture = figure_to_rgb(sampling_figure(*sampled))
+        panels = [(each.image, each.trajectory, each.title) for each in sampled]
+        picture = figure_to_rgb(sampling_figure(panels))
         runner.visualizer.add_image('sampling', picture, step=step)
-        means = mean_displacements(sampled.trajectories)
+        means = mean_displacements([each.trajectory for each in sampled])
         if len(means):
             # Not also into LoggerHook's json file: MMPretrain's analyze_logs.py wants
             # the scores in every line of a validation there.

@@ -13,7 +13,7 @@ from small_network import ARCH, small_config, small_model
 
 from mmpsvit import PSViT
 from mmpsvit.guard import CheckpointMisfitError
-from mmpsvit.visualization import build_trained, in_channels, predict_sampling
+from mmpsvit.visualization import build_trained, in_channels, sample_images
 from mmpsvit.visualization.prediction import to_image
 
 SAMPLER = dict(type='mmpsvit.ProgressiveSampling', num_points=3, num_iters=2)
@@ -74,10 +74,10 @@ def test_models(changes, label, title):
     packed = item(label=label)
     if 'MultiTask' in str(changes):
         packed['data_samples'] = MultiTaskDataSample()
-    sampled = predict_sampling(model, [packed], ['a', 'b'])
-    assert re.fullmatch(title, sampled.titles[0]), sampled.titles
-    assert sampled.trajectories[0].shape == (2, 9, 2)
-    assert sampled.images[0].shape == (40, 32, 3)
+    (sampled,) = sample_images(model, [packed], classes=['a', 'b'])
+    assert re.fullmatch(title, sampled.title), sampled.title
+    assert sampled.trajectory.shape == (2, 9, 2)
+    assert sampled.image.shape == (40, 32, 3)
     assert model.training
 
 
@@ -92,9 +92,9 @@ def test_other_numbers_of_channels(channels):
     model = small_model(cfg)
     assert in_channels(model) == channels
     packed = item(channels)
-    (image,) = predict_sampling(model, [packed]).images
+    (sampled,) = sample_images(model, [packed])
     expected = packed['inputs'][:3] if channels > 3 else packed['inputs'][:1]
-    assert (torch.from_numpy(image).permute(2, 0, 1) == expected).all()
+    assert (torch.from_numpy(sampled.image).permute(2, 0, 1) == expected).all()
 
 
 def test_views_for_test_time_augmentation():
@@ -103,8 +103,9 @@ def test_views_for_test_time_augmentation():
     for view, flip in zip(views, (True, False), strict=True):
         view['data_samples'].set_metainfo(dict(flip=flip))
     packed = {key: [view[key] for view in views] for key in views[0]}
-    (image,) = predict_sampling(model, [packed], channels=(0, 1, 2)).images
-    assert (torch.from_numpy(image).permute(2, 0, 1) == views[1]['inputs']).all()
+    (sampled,) = sample_images(model, [packed], channels=(0, 1, 2))
+    shown = torch.from_numpy(sampled.image).permute(2, 0, 1)
+    assert (shown == views[1]['inputs']).all()
 
 
 def test_inputs_that_are_not_pixels():
@@ -118,7 +119,7 @@ def test_an_error_of_the_network_is_not_hidden():
     model = small_model(small_config())
     packed = dict(item(), inputs=torch.zeros(5, 32, 32, dtype=torch.uint8))
     with pytest.raises(ValueError, match='x must have shape'):
-        predict_sampling(model, [packed])
+        sample_images(model, [packed])
 
 
 def test_surplus_of_a_checkpoint_is_left_out_and_named(capfd, monkeypatch):
@@ -158,4 +159,4 @@ def test_lazy_config_and_test_time_augmentation():
         cfg, dict(state_dict=state, meta=dict(dataset_meta=dict(classes='ab'))), 'x.pth'
     )
     assert isinstance(model, ImageClassifier) and classes == ['a', 'b']
-    assert predict_sampling(model, [item()]).titles[0]
+    assert sample_images(model, [item()])[0].title

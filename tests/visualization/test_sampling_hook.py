@@ -23,7 +23,7 @@ from mmpsvit import ProgressiveSampling
 from mmpsvit.guard import load_checkpoint
 from mmpsvit.visualization import (
     SamplingVisualizationHook,
-    predict_sampling,
+    sample_images,
     sampling_hook,
 )
 
@@ -78,12 +78,12 @@ def drawn(monkeypatch):
     """What the hook gave to be drawn, round by round; nothing is drawn in earnest."""
     rounds = []
 
-    def predict(model, items, classes, channels):
-        sampled = predict_sampling(model, items, classes, channels)
+    def sample(model, *args):
+        sampled = sample_images(model, *args)
         rounds.append((sampled, {k: v.clone() for k, v in model.state_dict().items()}))
         return sampled
 
-    monkeypatch.setattr(sampling_hook, 'predict_sampling', predict)
+    monkeypatch.setattr(sampling_hook, 'sample_images', sample)
     monkeypatch.setattr(sampling_hook, 'sampling_figure', lambda *args: None)
     blank = np.zeros((1, 1, 3), np.uint8)
     monkeypatch.setattr(sampling_hook, 'figure_to_rgb', lambda figure: blank)
@@ -156,12 +156,12 @@ def test_same_images_in_every_round(config, drawn, tmp_path):
     (first, _), (second, _) = drawn
     dataset = runner.val_dataloader.dataset
     files = [dataset.get_data_info(index)['img_path'] for index in SPREAD]
-    for images in (first.images, second.images):
-        for path, image in zip(files, images, strict=True):
-            assert (np.asarray(Image.open(path)) == image).all()
+    for sampled in (first, second):
+        for path, each in zip(files, sampled, strict=True):
+            assert (np.asarray(Image.open(path)) == each.image).all()
     truth = [dataset.get_data_info(index)['gt_label'] for index in SPREAD]
-    for title, label in zip(first.titles, truth, strict=True):
-        assert re.fullmatch(rf'\w+ \(\d+%\), truth: {CLASSES[label]}', title)
+    for each, label in zip(first, truth, strict=True):
+        assert re.fullmatch(rf'\w+ \(\d+%\), truth: {CLASSES[label]}', each.title)
     assert not runner.model.training
 
 
@@ -174,8 +174,8 @@ def test_interval_and_indices(config, drawn, tmp_path):
     assert local_files(tmp_path / 'work')[0] == ['sampling_2.png', 'sampling_4.png']
     paths = [tmp_path / 'images' / 'val' / x for x in ('square/1.png', 'circle/2.png')]
     for sampled, _ in drawn:
-        for path, image in zip(paths, sampled.images, strict=True):
-            assert (np.asarray(Image.open(path)) == image).all()
+        for path, each in zip(paths, sampled, strict=True):
+            assert (np.asarray(Image.open(path)) == each.image).all()
 
 
 @pytest.mark.parametrize(('by_epoch', 'steps'), [(True, [1, 2]), (False, [2, 4])])
@@ -240,8 +240,8 @@ def test_training_is_the_same_bit_by_bit(config, drawn, tmp_path):
     without, with_hook = weights
     for key, value in without.items():
         assert torch.equal(with_hook[key], value), key
-    for first, second in zip(*(sampled.images for sampled, _ in drawn), strict=True):
-        assert (first == second).all()
+    for first, second in zip(*(sampled for sampled, _ in drawn), strict=True):
+        assert (first.image == second.image).all()
 
 
 class Probe(Hook):
@@ -309,13 +309,15 @@ def test_detector_and_modes():
         dict(inputs=colours.expand(3, *size), data_samples=BaseDataElement())
         for size in ((40, 48), (30, 32))
     ]
-    images, trajectories, titles = predict_sampling(detector, items)
+    sampled = sample_images(detector, items)
+    images = [each.image for each in sampled]
+    trajectories = [each.trajectory for each in sampled]
     assert detector.sizes == [(48, 48), (32, 32)]
     assert [image.shape for image in images] == [(40, 48, 3), (30, 32, 3)]
     assert all((image == (10, 20, 30)).all() for image in images)
     assert [points.shape for points in trajectories] == [(2, 36, 2), (2, 16, 2)]
     assert trajectories[0][0, -1].tolist() == [44, 44]
-    assert titles == ['', '']
+    assert [each.title for each in sampled] == ['', '']
     assert detector.training and not detector.sampler.training
     assert sampling_hook.mean_displacements(trajectories).shape == (1,)
 
@@ -327,8 +329,8 @@ def test_colours_of_arrays():
     colours = torch.tensor([30, 20, 10], dtype=torch.uint8)[:, None, None]
     item = dict(inputs=colours.expand(3, 16, 16), data_samples=BaseDataElement())
     for channels, expected in ((None, [30, 20, 10]), ([2, 1, 0], [10, 20, 30])):
-        (image,) = predict_sampling(detector, [item], channels=channels).images
-        assert image[0, 0].tolist() == expected
+        (sampled,) = sample_images(detector, [item], channels)
+        assert sampled.image[0, 0].tolist() == expected
 
 
 def test_colours_of_a_wrapped_data_set(config, drawn):
@@ -344,9 +346,9 @@ def test_colours_of_a_wrapped_data_set(config, drawn):
     runner = Runner.from_cfg(cfg)
     runner.val()
     ((sampled, _),) = drawn
-    for index, image in enumerate(sampled.images):
+    for index, each in enumerate(sampled):
         path = runner.val_dataloader.dataset.get_data_info(index)['img_path']
-        assert (np.asarray(Image.open(path)) == image).all()
+        assert (np.asarray(Image.open(path)) == each.image).all()
 
 
 @pytest.mark.parametrize(

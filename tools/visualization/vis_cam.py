@@ -28,7 +28,7 @@ from mmpsvit.visualization import (
     explain,
     first_view,
     heat_map,
-    predict_sampling,
+    sample_images,
     sampling_figure,
 )
 
@@ -38,12 +38,12 @@ PLACES = {'points': -1, 'grid': 0}
 
 def draw(args: argparse.Namespace, cfg: Config) -> None:
     """Explain the images and write the picture."""
-    model, items, *names = load(args, cfg)
+    model, items, *rest = load(args, cfg)
     items = [first_view(item) for item in items]
-    sampled = predict_sampling(model, items, *names)
+    sampled = sample_images(model, items, *rest)
     places = [args.at] if args.at in PLACES else [*PLACES]
     panels = []
-    for item, image, title in zip(items, sampled.images, sampled.titles, strict=True):
+    for item, (image, _, _, title) in zip(items, sampled, strict=True):
         inputs = model.data_preprocessor(pseudo_collate([item]), False)['inputs']
         heat, trajectory, grid_size = explain(model, inputs, args.method)
         for place in places:
@@ -52,7 +52,7 @@ def draw(args: argparse.Namespace, cfg: Config) -> None:
             text = title if place == places[0] else 'the same on the start grid'
             panels.append((blend_heat(image, hot), points.cpu().numpy(), text))
     columns = args.columns * len(places)
-    figure = sampling_figure(*zip(*panels, strict=True), columns, paths=False)
+    figure = sampling_figure(panels, columns, paths=False)
     with write_atomically(args.out) as temporary:
         figure.savefig(temporary)
     print(f'{len(items)} images drawn: {args.out}')

@@ -31,7 +31,7 @@ from mmpsvit.visualization import (
     build_trained,
     in_channels,
     movement_shares,
-    predict_sampling,
+    sample_images,
     sampling_figure,
     spread_indices,
     testing_dataset,
@@ -46,12 +46,12 @@ class InputError(Exception):
 
 
 class Loaded(NamedTuple):
-    """A network and the images to draw: the arguments of `predict_sampling`."""
+    """A network and the images to draw: the arguments of `sample_images`."""
 
     model: BaseModel
     items: Iterable[dict]
-    classes: list[str]
     channels: list[int] | None
+    classes: list[str]
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
@@ -147,18 +147,23 @@ def load(args: argparse.Namespace, cfg: Config) -> Loaded:
         items = load_images(paths, pipeline)
     else:
         items = load_dataset(cfg, args.num_images)
-    return Loaded(model.to(args.device), items, classes, pipeline.channels)
+    return Loaded(model.to(args.device), items, pipeline.channels, classes)
 
 
 def draw(args: argparse.Namespace, cfg: Config) -> None:
     """Run the model on the images and write the picture."""
-    sampled = predict_sampling(*load(args, cfg))
-    shares = movement_shares(sampled.trajectories)
+    sampled = sample_images(*load(args, cfg))
+    trajectories = [each.trajectory for each in sampled]
+    shares = movement_shares(trajectories)
     if args.without_drift:
-        sampled = sampled._replace(trajectories=without_drift(sampled.trajectories))
+        trajectories = without_drift(trajectories)
+    panels = [
+        (each.image, trajectory, each.title)
+        for each, trajectory in zip(sampled, trajectories, strict=True)
+    ]
     with write_atomically(args.out) as temporary:
-        sampling_figure(*sampled, args.columns).savefig(temporary)
-    print(f'{len(sampled.images)} images drawn: {args.out}')
+        sampling_figure(panels, args.columns).savefig(temporary)
+    print(f'{len(sampled)} images drawn: {args.out}')
     if shares:
         drift, follows = shares
         print(f'movement: {drift:.0%} is common to all points', end='')
