@@ -11,7 +11,6 @@ from .file_pipeline import (
     find_channels,
     first_view,
     in_channels,
-    innermost,
     testing_dataset,
 )
 from .prediction import (
@@ -50,7 +49,6 @@ __all__ = [
     'first_view',
     'heat_map',
     'in_channels',
-    'innermost',
     'movement_shares',
     'record_sampling',
     'sample_images',

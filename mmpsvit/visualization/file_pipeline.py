@@ -118,17 +118,6 @@ def first_view(item: dict) -> dict:
     return {key: value[view] for key, value in item.items()}
 
 
-def innermost(dataset: object) -> object:
-    """The data set inside wrappers, the first of several."""
-    while True:
-        if hasattr(dataset, 'dataset'):
-            dataset = dataset.dataset
-        elif getattr(dataset, 'datasets', None):
-            dataset = dataset.datasets[0]
-        else:
-            return dataset
-
-
 def in_channels(model: nn.Module) -> int:
     """How many channels the first convolution of a model takes; 3 without one."""
     weights = (p for p in model.parameters() if p.dim() == 4)

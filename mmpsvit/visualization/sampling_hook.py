@@ -15,9 +15,10 @@ from mmengine.runner import IterBasedTrainLoop, Runner, autocast
 from torch import nn
 from torch.utils.data import Dataset
 
+from mmpsvit.guard import leaf_datasets
 from mmpsvit.registry import HOOKS
 
-from .file_pipeline import MODES, find_channels, first_view, innermost
+from .file_pipeline import MODES, find_channels, first_view
 from .prediction import sample_images, spread_indices
 from .sampling import figure_to_rgb, find_sampler, sampling_figure
 
@@ -148,7 +149,7 @@ class SamplingVisualizationHook(Hook):
 
 def _channels_of(dataset: Dataset, count: int) -> list[int] | None:
     """Where a data set has the colours of its images, see :func:`find_channels`."""
-    inner = innermost(dataset)
+    inner = next(leaf_datasets(dataset))
     if count not in MODES or not hasattr(inner, 'pipeline'):
         return None
     return find_channels(inner.pipeline, MODES[count], inner.get_data_info(0))

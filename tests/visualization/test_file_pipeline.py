@@ -9,7 +9,7 @@ from mmpretrain.datasets import CustomDataset, PackInputs
 from PIL import Image
 from small_network import PIPELINE, small_config
 
-from mmpsvit.visualization import FilePipeline, find_channels, innermost
+from mmpsvit.visualization import FilePipeline, find_channels
 from mmpsvit.visualization.prediction import to_image
 
 LOAD, PACK = PIPELINE
@@ -111,12 +111,3 @@ def test_other_formats_and_no_data():
     assert find_channels(other) is None
     with pytest.raises(ValueError, match='no test_dataloader with a pipeline'):
         FilePipeline(Config(dict(test_dataloader=None)))
-
-
-def test_innermost():
-    class Wrapper:
-        def __init__(self, **inside):
-            self.__dict__.update(inside)
-
-    inside = object()
-    assert innermost(Wrapper(dataset=Wrapper(datasets=[inside, object()]))) is inside
