@@ -3,11 +3,9 @@
 
 import contextlib
 import copy
-import random
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.model import is_model_wrapper
@@ -16,6 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mmpsvit.guard import leaf_datasets
+from mmpsvit.guard.process_state import get_random_state, set_random_state
 from mmpsvit.registry import HOOKS
 
 from .file_pipeline import MODES, find_channels, first_view
@@ -98,7 +97,7 @@ class SamplingVisualizationHook(Hook):
         dataset = runner.val_dataloader.dataset
         classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
         with (
-            _restored_random_state(next(model.parameters()).device),
+            _restored_random_state(),
             autocast(enabled=getattr(runner.val_loop, 'fp16', False)),
         ):
             if not self._items:
@@ -193,12 +192,10 @@ def _step(runner: Runner) -> int:
 
 
 @contextlib.contextmanager
-def _restored_random_state(device: torch.device) -> Iterator[None]:
-    """Restore the random state of Python, NumPy and PyTorch (CPU and ``device``)."""
-    python, array = random.getstate(), np.random.get_state()
+def _restored_random_state() -> Iterator[None]:
+    """Restore the random state of Python, NumPy and PyTorch afterwards."""
+    state = get_random_state()
     try:
-        with torch.random.fork_rng([device] if device.type == 'cuda' else []):
-            yield
+        yield
     finally:
-        random.setstate(python)
-        np.random.set_state(array)
+        set_random_state(state)
