@@ -17,6 +17,8 @@ from mmpsvit.models import ProgressiveSampling
 # A bright core with a dark rim shows on light and on dark images.
 _RIM = '#101418'
 _START, _PATH, _END = '#ffffff', '#ffe14d', '#ff2d78'
+# Longer side of a picture without margins, in pixels.
+_SIDE = 720
 
 
 def find_sampler(model: nn.Module) -> ProgressiveSampling:
@@ -226,7 +228,7 @@ def sampling_figure(
 
 
 def sampling_picture(
-    image: np.ndarray, trajectory: np.ndarray, paths: bool = True, side: int = 720
+    image: np.ndarray, trajectory: np.ndarray, paths: bool = True
 ) -> np.ndarray:
     """Draw the points of one image into a picture without margins.
 
@@ -234,13 +236,13 @@ def sampling_picture(
         image (np.ndarray): RGB image of shape (H, W, 3), uint8.
         trajectory (np.ndarray): Points, see :func:`draw_sampling`.
         paths (bool): As in :func:`draw_sampling`. Defaults to True.
-        side (int): Length of the picture's longer side in pixels. Defaults to 720.
 
     Returns:
-        np.ndarray: RGB picture of the image's proportions, uint8.
+        np.ndarray: RGB picture of the image's proportions, uint8; its longer side has
+        720 pixels.
     """
     height, width = image.shape[:2]
-    scale, dpi = side / max(height, width), side / 3.6
+    scale, dpi = _SIDE / max(height, width), _SIDE / 3.6
     # Matplotlib rounds down to whole pixels.
     size = [(max(1, round(scale * each)) + 1e-3) / dpi for each in (width, height)]
     figure = Figure(figsize=size, dpi=dpi)
