@@ -24,7 +24,6 @@ import json
 import random
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -198,10 +197,8 @@ def describe(
 
 def write_onnx(
     scorer: nn.Module, images: Tensor, dynamic: tuple | None, metadata: dict, path: Path
-) -> str:
-    """Write an ONNX file; return which operators in it sample points."""
-    import onnx
-
+) -> None:
+    """Write an ONNX file."""
     program = torch.onnx.export(
         scorer,
         (images,),
@@ -215,33 +212,13 @@ def write_onnx(
     program.model.metadata_props.update(metadata)
     program.save(path, external_data=False)
 
-    model = onnx.load(path)
-    onnx.checker.check_model(model, full_check=True)
-    (opset,) = (item.version for item in model.opset_import if not item.domain)
-    nodes = [node for node in model.graph.node if node.op_type == 'GridSample']
-    counts = Counter()
-    for node in nodes:
-        options = {item.name: item.s.decode() for item in node.attribute if item.s}
-        counts[f'GridSample ({options["mode"]}, {options["padding_mode"]})'] += 1
-    return f'{_list(counts)}, opset {opset}'
-
 
 def write_program(
     scorer: nn.Module, images: Tensor, dynamic: tuple | None, metadata: dict, path: Path
-) -> str:
-    """Write a program of torch.export; return which operators in it sample points."""
+) -> None:
+    """Write a program of torch.export."""
     program = torch.export.export(scorer, (images,), dynamic_shapes=dynamic)
     torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata)})
-    names = [str(node.target) for node in program.graph.nodes]
-    return _list(
-        Counter(
-            name for name in names if 'embedding_bag' in name or 'grid_sampler' in name
-        )
-    )
-
-
-def _list(counts: Counter) -> str:
-    return ', '.join(f'{count} x {name}' for name, count in counts.items()) or 'none'
 
 
 def open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
@@ -385,7 +362,7 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
     write, open_file = FORMATS[Path(args.out).suffix]
     errors = {}
     with write_atomically(args.out) as temporary:
-        sampling = write(scorer, example, dynamic, metadata, temporary)
+        write(scorer, example, dynamic, metadata, temporary)
         run = open_file(temporary)
         for size in batch_sizes:
             errors[size] = compare(run, classifier, items[:size], images[:size])
@@ -401,7 +378,6 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
     batch = 'batch' if args.dynamic_batch else batch_sizes[0]
     known = 'yes' if classes else f'no ({len(names)} names for {num_classes} scores)'
     sizes = ', '.join(map(str, (batch, *images.shape[1:])))
-    print(f'sampling: {sampling}')
     print(f'input: images ({sizes}), {pipeline.mode}, 0 to 255')
     print(f'output: scores ({batch}, {num_classes})')
     print(f'class names: {known}')
