@@ -1,6 +1,8 @@
 # Copyright (c) mmpsvit contributors.
 """The benchmark of networks: what is measured, and the plain network; no speeds."""
 
+import argparse
+
 import mmpretrain
 import pytest
 import torch
@@ -43,6 +45,35 @@ def test_scaling(rows_of):
         assert {'attention', 'FFN'} <= set(theirs)
         parts = [ours[p] for p in ('attention', 'FFN', 'stem', 'sampling')]
         assert min(parts) > 0 and sum(parts) < 1.05
+
+
+LAZY = """
+from mmpretrain.models import ImageClassifier, VisionTransformer
+from mmpsvit import PSViT, PSViTClsHead
+
+ours = dict(type=PSViT, arch='tiny', sampler=dict(num_points=7))
+vit = dict(type=VisionTransformer, arch='deit-tiny')
+head = dict(type=PSViTClsHead, num_classes=2, in_channels=192)
+model = dict(type=ImageClassifier, backbone={}, head=head)
+"""
+
+
+def test_lazy_configs(import_benchmark, tmp_path):
+    """Types may be classes: options and suffixes act all the same."""
+    build = import_benchmark('benchmark_speed').build_candidate
+    options = {'model.backbone.norm_eval': True}
+    args = argparse.Namespace(shape=(60, 60), cfg_options=options)
+    networks = []
+    for name, suffix in (('ours', '+cp'), ('ours', '+triton'), ('vit', '')):
+        config = tmp_path / f'{name}.py'
+        config.write_text(LAZY.format(name))
+        candidate = build(None, args, f'{config}{suffix}', points=4)
+        networks.append(candidate.model.backbone)
+    with_cp, triton, vit = networks
+    assert with_cp.stem.with_cp and with_cp.norm_eval and not triton.stem.with_cp
+    assert triton.sampler.kernel == 'triton'
+    assert with_cp.sampler.num_points == triton.sampler.num_points == (4, 4)
+    assert vit.patch_embed.projection.kernel_size == (15, 15)
 
 
 def test_memory_of_a_detectors_backbone(rows_of):

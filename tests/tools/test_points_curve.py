@@ -1,11 +1,19 @@
 # Copyright (c) mmpsvit contributors.
 """points_curve.py: one checkpoint at several numbers of points."""
 
+import importlib
 import re
 
 import pytest
 
 TOOL = 'tools/analysis_tools/points_curve.py'
+
+
+@pytest.fixture
+def tool(root, monkeypatch):
+    """The tool as a module."""
+    monkeypatch.syspath_prepend(str((root / TOOL).parent))
+    return importlib.import_module('points_curve')
 
 
 def test_table_and_picture(trained, small, run_tool, tmp_path):
@@ -29,6 +37,24 @@ def test_table_and_picture(trained, small, run_tool, tmp_path):
     (accuracy,) = re.findall(r'accuracy/top1: ([\d.]+)', output)
     assert float(eight['accuracy/top1']) == pytest.approx(float(accuracy), abs=0.01)
     assert (tmp_path / 'curve.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize(
+    'lines',
+    [
+        'from mmpsvit import PSViT\nmodel = dict(backbone=dict(type=PSViT))\n',
+        "model = dict(_scope_='mmpsvit', backbone=dict(type='PSViT'))\n",
+    ],
+    ids=['class', 'own scope'],
+)
+def test_names_of_the_backbone(tool, lines, tmp_path, monkeypatch):
+    config, checkpoint = tmp_path / 'config.py', tmp_path / 'x.pth'
+    config.write_text(f'{lines}test_dataloader = dict()\n')
+    checkpoint.touch()
+    command = ['points_curve.py', config, checkpoint, '--num-points', 4]
+    monkeypatch.setattr('sys.argv', [*map(str, command)])
+    _, cfg = tool.parse_args()
+    assert cfg.model.backbone.sampler == {}
 
 
 @pytest.mark.parametrize(

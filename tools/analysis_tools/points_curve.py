@@ -37,6 +37,7 @@ from mmpsvit.cli import (
     run_main,
     set_dataloader_defaults,
     set_test_precision,
+    type_name,
 )
 from mmpsvit.guard import write_atomically
 
@@ -57,7 +58,7 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
     check_file(parser, 'checkpoint', args.checkpoint)
     cfg.load_from, cfg.resume = args.checkpoint, False
     backbone = cfg.model.get('backbone', {})
-    if backbone.get('type') != 'mmpsvit.PSViT':
+    if type_name(backbone) != 'PSViT':
         parser.error(f'argument config: the backbone of {args.config} is no PSViT')
     # Absent or None means the default one.
     backbone.sampler = backbone.get('sampler') or {}

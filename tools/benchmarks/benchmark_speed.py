@@ -43,7 +43,7 @@ from plain_psvit import PlainPSViT
 from torch import Tensor, nn
 from torch.profiler import profile
 
-from mmpsvit.cli import add_cfg_options, read_config, run_main
+from mmpsvit.cli import add_cfg_options, read_config, run_main, type_name
 from mmpsvit.guard import write_atomically
 
 # Peers of the paper's Table 9, without RegNetY, which MMPretrain does not have.
@@ -98,7 +98,8 @@ def build_candidate(
     shape = args.shape or common.input_size(cfg)
     side = size or shape[0]
     backbone = cfg.model.get('backbone', {})
-    if backbone.get('type') == 'mmpsvit.PSViT':
+    kind = type_name(backbone)
+    if kind == 'PSViT':
         cfg.merge_from_dict(args.cfg_options or {})
         backbone = cfg.model.backbone
         if suffix == 'cp':
@@ -107,7 +108,7 @@ def build_candidate(
             backbone.setdefault('sampler', {}).update(kernel='triton')
         if points:
             backbone.sampler.update(num_points=points, point_stride=None)
-    elif backbone.get('type') == 'VisionTransformer' and points:
+    elif kind == 'VisionTransformer' and points:
         backbone.patch_size = side // points
         backbone.img_size = side = side // points * points
     if size or points:
