@@ -120,8 +120,8 @@ def first_view(item: dict) -> dict:
 
 def in_channels(model: nn.Module) -> int:
     """How many channels the first convolution of a model takes; 3 without one."""
-    weights = (p for p in model.parameters() if p.dim() == 4)
-    return next((weight.shape[1] for weight in weights), 3)
+    convs = (m for m in model.modules() if isinstance(m, nn.Conv2d))
+    return next((conv.in_channels for conv in convs), 3)
 
 
 def _size_of(info: dict) -> tuple[int, int]:

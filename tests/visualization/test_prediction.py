@@ -7,6 +7,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from mmengine.logging import MMLogger
+from mmengine.registry import MODELS
 from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample, MultiTaskDataSample
 from small_network import ARCH, small_config, small_model
@@ -95,6 +96,11 @@ def test_other_numbers_of_channels(channels):
     (sampled,) = sample_images(model, [packed])
     expected = packed['inputs'][:3] if channels > 3 else packed['inputs'][:1]
     assert (torch.from_numpy(sampled.image).permute(2, 0, 1) == expected).all()
+
+
+def test_channels_of_a_network_with_maps_of_parameters():
+    """Such as the positions of TNT's pixels, which come first."""
+    assert in_channels(MODELS.build(dict(type='mmpretrain.TNT', arch='s'))) == 3
 
 
 def test_views_for_test_time_augmentation():
