@@ -1,8 +1,11 @@
 # Copyright (c) mmpsvit contributors.
 """Parameters and multiply-adds against the published networks' exact figures."""
 
+import importlib
+
 import pytest
 import yaml
+from mmengine.config import Config
 
 # Of the published networks: attention counted, norms not, by points per side.
 TINY = 1.565
@@ -80,6 +83,23 @@ def test_controls_against_arithmetic(index):
         vit_same_stem=rest + stem + 196 * 4**2 * channels**2,
     ).items():
         assert index[f'ablations/{name}']['FLOPs'] == pytest.approx(exact, rel=5e-3)
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_other_numbers_of_channels(channels, root, monkeypatch):
+    """Against three, only the first convolution of 7 x 7 and 64 channels differs."""
+    monkeypatch.syspath_prepend(str(root / 'tools' / 'analysis_tools'))
+    analyse = importlib.import_module('get_flops').analyse
+    counts = []
+    for number in (3, channels):
+        cfg = Config.fromfile(root / 'configs' / 'psvit' / 'ti14.py')
+        cfg.model.backbone.in_channels = number
+        cfg.data_preprocessor.update(mean=[0.0], std=[1.0])
+        counts.append(analyse(cfg, (64, 32)))
+    (parameters, macs), (other_parameters, other_macs) = counts
+    weights = (channels - 3) * 49 * 64
+    assert other_parameters - parameters == weights
+    assert other_macs - macs == weights * 32 * 16
 
 
 def test_mistakes(run_tool, root):

@@ -1,10 +1,13 @@
 # Copyright (c) mmpsvit contributors.
 """points_curve.py: one checkpoint at several numbers of points."""
 
+import argparse
 import importlib
 import re
+from types import SimpleNamespace
 
 import pytest
+from mmengine.registry import MODELS, init_default_scope
 
 TOOL = 'tools/analysis_tools/points_curve.py'
 
@@ -55,6 +58,17 @@ def test_names_of_the_backbone(tool, lines, tmp_path, monkeypatch):
     monkeypatch.setattr('sys.argv', [*map(str, command)])
     _, cfg = tool.parse_args()
     assert cfg.model.backbone.sampler == {}
+
+
+def test_speeds_of_a_grey_network(tool):
+    arch = dict(embed_dims=24, num_layers=3, num_heads=3, feedforward_channels=48)
+    sampler = dict(num_points=3, num_iters=2)
+    backbone = dict(type='mmpsvit.PSViT', arch=arch, sampler=sampler, in_channels=1)
+    init_default_scope('mmpretrain')
+    model = MODELS.build(dict(type='ImageClassifier', backbone=backbone))
+    args = argparse.Namespace(batch_size=1, amp=False, runs=1)
+    speeds = tool.speeds(SimpleNamespace(model=model), [2, 3], (32, 32), args)
+    assert len(speeds) == 2 and min(speeds) > 0
 
 
 @pytest.mark.parametrize(

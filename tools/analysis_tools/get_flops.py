@@ -25,6 +25,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmpsvit import PSViT
 from mmpsvit.cli import read_config, run_main
+from mmpsvit.visualization import in_channels
 
 
 def _shape(value) -> list[int]:
@@ -53,7 +54,7 @@ def analyse(cfg: Config, shape: tuple[int, int]) -> tuple[int, int]:
     for module in model.modules():
         if isinstance(module, PSViT):
             module.cls_token_only = False
-    analyzer = FlopAnalyzer(model, torch.zeros(1, 3, *shape))
+    analyzer = FlopAnalyzer(model, torch.zeros(1, in_channels(model), *shape))
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analyzer.set_op_handle(
         'aten::scaled_dot_product_attention',

@@ -40,6 +40,7 @@ from mmpsvit.cli import (
     type_name,
 )
 from mmpsvit.guard import write_atomically
+from mmpsvit.visualization import in_channels
 
 
 def parse_args() -> tuple[argparse.Namespace, Config]:
@@ -95,7 +96,7 @@ def speeds(
     model = runner.model
     sampler = sampler_of(model)
     device = next(model.parameters()).device
-    images = torch.rand(args.batch_size, 3, *size, device=device)
+    images = torch.rand(args.batch_size, in_channels(model), *size, device=device)
     seconds = {count: [] for count in num_points}
     with torch.no_grad(), autocast(enabled=args.amp):
         for turn in range(-2, args.runs):  # two are not timed
