@@ -2,7 +2,7 @@
 """Holds the weights of a checkpoint against the model, which MMEngine only logs."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mmengine.hooks import Hook
 from mmengine.model import BaseModule, BaseTTAModel, is_model_wrapper
@@ -127,6 +127,10 @@ class CheckpointFitHook(Hook):
     - A test, a validation on its own and a resume stop if a weight of the model is
       missing or of another shape: scores of initial weights mean nothing.
 
+    Args:
+        must_fit (Sequence[str]): Prefixes of weights that must fit in trainings too;
+            ``('',)`` means all. Defaults to ().
+
     Raises:
         CheckpointMisfitError: If a checkpoint does not fit as it must.
     """
@@ -134,7 +138,8 @@ class CheckpointFitHook(Hook):
     # Before EMAHook, which copies the weights for itself.
     priority = 'VERY_HIGH'
 
-    def __init__(self) -> None:
+    def __init__(self, must_fit: Sequence[str] = ()) -> None:
+        self.must_fit = tuple(must_fit)
         self._name: str | None = None
         self._missing: list[str] = []
 
@@ -158,8 +163,9 @@ class CheckpointFitHook(Hook):
         model = unwrap(runner.model)
         wanted, unknown = find_misfits(model, state)
         self._missing = [*wanted.values()]
-        if runner._resume:  # The same training needs all of its weights.
-            raise_misfits(name, self._missing)
+        # A training that resumes is the same one, with all of its weights.
+        must_fit = ('',) if runner._resume else self.must_fit
+        raise_misfits(name, [wanted[key] for key in wanted if key.startswith(must_fit)])
         lines = [f'{key} is unknown to the model' for key in unknown] + self._missing
         weights = [key for key, _ in model.named_parameters()]
         backbone = [key for key in weights if key.startswith('backbone.')]

@@ -8,12 +8,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook, LoggerHook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner, autocast
-from torch import nn
 from torch.utils.data import Dataset
 
-from mmpsvit.guard import leaf_datasets
+from mmpsvit.guard import leaf_datasets, unwrap
 from mmpsvit.guard.process_state import get_random_state, set_random_state
 from mmpsvit.registry import HOOKS
 
@@ -93,7 +91,7 @@ class SamplingVisualizationHook(Hook):
         self._rounds += 1
         if self._rounds % self.interval or not is_main_process():
             return
-        model = _unwrap(runner.model)
+        model = unwrap(runner.model)
         dataset = runner.val_dataloader.dataset
         classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
         with (
@@ -135,7 +133,7 @@ class SamplingVisualizationHook(Hook):
 
     def _check(self, runner: Runner) -> None:
         try:
-            find_sampler(_unwrap(runner.model))
+            find_sampler(unwrap(runner.model))
         except ValueError as error:
             raise ValueError(f'{type(self).__name__}: {error}') from None
         total = len(runner.val_dataloader.dataset)
@@ -167,12 +165,6 @@ def mean_displacements(trajectories: Sequence[np.ndarray]) -> np.ndarray:
     """
     points = np.concatenate(trajectories, axis=1).astype(float)
     return np.linalg.norm(points[1:] - points[0], axis=-1).mean(axis=1)
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    while is_model_wrapper(model):
-        model = model.module
-    return model
 
 
 def _step(runner: Runner) -> int:

@@ -154,6 +154,14 @@ def test_resume_needs_all_weights(make, saved, tmp_path):
         make(Model(classes=5), load_from=str(last), resume=True).train()
 
 
+def test_prefixes_that_must_fit(make, saved):
+    runner = make(Model(), load_from=saved(Model(classes=5)))
+    (hook,) = (each for each in runner.hooks if isinstance(each, CheckpointFitHook))
+    hook.must_fit = ('head.',)
+    with pytest.raises(CheckpointMisfitError, match=r'head\.weight has shape'):
+        runner.train()
+
+
 def test_what_was_trained_since_is_tested(make, saved):
     runner = make(Model(), load_from=saved(Model(classes=5)))
     runner.train()

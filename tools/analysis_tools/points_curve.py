@@ -23,11 +23,8 @@ import torch
 from get_flops import analyse
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, autocast
-from torch import nn
 
-from mmpsvit import ProgressiveSampling
 from mmpsvit.cli import (
     add_common_arguments,
     build_runner,
@@ -39,7 +36,7 @@ from mmpsvit.cli import (
     set_test_precision,
     type_name,
 )
-from mmpsvit.guard import write_atomically
+from mmpsvit.guard import unwrap, write_atomically
 from mmpsvit.visualization import in_channels
 
 
@@ -73,18 +70,11 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
     return args, cfg
 
 
-def sampler_of(model: nn.Module) -> ProgressiveSampling:
-    """The sampler of a classifier, below the wrappers of distributed runs."""
-    while is_model_wrapper(model):
-        model = model.module
-    return model.backbone.sampler
-
-
 def test(runner: Runner, num_points: list[int]) -> list[dict]:
     """The metrics of each number of points."""
     rows = []
     for count in num_points:
-        sampler_of(runner.model).num_points = count
+        unwrap(runner.model).backbone.sampler.num_points = count
         rows.append(dict(num_points=count, **runner.test()))
     return rows
 
@@ -94,7 +84,7 @@ def speeds(
 ) -> list[float]:
     """Images/s of the network at each number of points."""
     model = runner.model
-    sampler = sampler_of(model)
+    sampler = unwrap(model).backbone.sampler
     device = next(model.parameters()).device
     images = torch.rand(args.batch_size, in_channels(model), *size, device=device)
     seconds = {count: [] for count in num_points}
