@@ -202,23 +202,20 @@ def accuracy(result: dict) -> float:
     return result['curve'][-1]['accuracy']
 
 
-def best_rate(network: str, results: Results) -> float | None:
-    """The learning rate that is best for a network, if all of them were tried."""
+def at_rates(network: str, results: Results) -> dict[float, float]:
+    """Top-1 of a network at each learning rate that was tried."""
     found = {
         lr: results.get(Training(network, lr=lr), {}).get(RATES_SEED) for lr in RATES
     }
-    if None in found.values():
-        return None
-    return max(found, key=lambda lr: accuracy(found[lr]))
+    return {lr: accuracy(result) for lr, result in found.items() if result}
 
 
-def at_best_rates(networks: Iterable[str], results: Results, **settings) -> list[Run]:
-    """Three seeds of networks, each at its best learning rate."""
-    rates = {network: best_rate(network, results) for network in networks}
-    for network, rate in rates.items():
-        if rate is None:
-            raise SystemExit(f'error: first run.py --only rates ({network} lacks some)')
-    return runs([Training(n, lr=lr, **settings) for n, lr in rates.items()], range(3))
+def at_best_rate(network: str, results: Results, **settings) -> Training:
+    """A training of a network at the learning rate that is best in a short one."""
+    tried = at_rates(network, results)
+    if not tried:
+        raise SystemExit(f'error: first run.py --only rates ({network} has none)')
+    return Training(network, lr=max(tried, key=tried.get), **settings)
 
 
 MAIN = ('psvit', 'vit', 'vit_same_stem', 'iters1')
@@ -259,15 +256,11 @@ EXPERIMENTS: dict[str, Callable[[Results], list[Run]]] = {
         *runs(trainings(['demo_elastic', 'demo_psvit'], length=1.5), range(5)),
     ],
     'rates': lambda _: runs(
-        [Training(name, lr=lr) for lr in RATES for name in (*LONG, *COST)], [RATES_SEED]
+        [Training(name, lr=lr) for lr in RATES for name in LONG], [RATES_SEED]
     ),
-    'long': lambda _: [
+    'long': lambda results: [
         *runs(trainings([*LONG, *COST]), range(3)),
-        *runs(trainings(LONG, length=5), range(3)),
-    ],
-    'tuned': lambda results: [
-        *at_best_rates([*LONG, *COST], results),
-        *at_best_rates(LONG, results, length=5),
+        *runs([at_best_rate(name, results, length=5) for name in LONG], range(3)),
     ],
     'canvas': lambda _: runs(
         [Training(name, canvas, length=5) for canvas in (128, 160) for name in GROWN],

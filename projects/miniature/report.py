@@ -36,7 +36,7 @@ from plan import (
     Results,
     Training,
     accuracy,
-    best_rate,
+    at_rates,
     format_lr,
     read_results,
 )
@@ -243,37 +243,24 @@ def elastic(results: Results, length: float = 1) -> str:
 def rates(results: Results) -> str:
     """Which learning rate suits which network."""
     rows = []
-    for name in (*LONG, *COST):
-        found = [results.get(Training(name, lr=lr), {}).get(RATES_SEED) for lr in RATES]
-        cells = [f'{accuracy(each):.1f}' if each else '' for each in found]
-        if any(cells):
-            rows.append([NETWORKS[name].title, *cells])
+    for name in LONG:
+        tried = at_rates(name, results)
+        cells = [f'{tried[lr]:.1f}' if lr in tried else '' for lr in RATES]
+        rows.append([NETWORKS[name].title, *cells])
     return format_table(['network', *map(format_lr, RATES)], rows)
 
 
-def long(results: Results, tuned: bool = False) -> str:
-    """Long schedules and equal cost.
-
-    Args:
-        results (Results): All results.
-        tuned (bool): Whether each network has its best learning rate. Defaults to
-            False, which means that of the demonstration.
-    """
+def long(results: Results) -> str:
+    """Long schedules and equal cost, at all learning rates that there are."""
     rows = []
     for name in (*LONG, *COST):
-        lr = best_rate(name, results) if tuned else LR
-        of_length = {
-            length: scores(found_of(results, Training(name, lr=lr, length=length)))
-            for length in (1, 5)
-        }
-        if not any(of_length.values()):
-            continue
-        cells = [
-            cell
-            for found in of_length.values()
-            for cell in (format_mean([*found.values()]), len(found))
-        ]
-        rows.append([NETWORKS[name].title, format_lr(lr), *cells])
+        for lr in RATES:
+            row = [NETWORKS[name].title, format_lr(lr)]
+            for length in (1, 5):
+                found = scores(found_of(results, Training(name, lr=lr, length=length)))
+                row += [format_mean([*found.values()]), len(found) or '']
+            if any(row[2:]):
+                rows.append(row)
     header = ['network', 'learning rate', 'top-1', 'seeds']
     return format_table([*header, '5 times the steps', 'seeds'], rows)
 
@@ -366,7 +353,6 @@ PAGES: dict[Path, dict[str, Callable[[Results], str]]] = {
         'time': over_time,
         'rates': rates,
         'long': long,
-        'tuned': lambda results: long(results, tuned=True),
         'canvas': canvases,
         'looking runs': lambda results: describe_runs(results, DEMO.parent),
     },

@@ -170,11 +170,10 @@ def test_grid_that_moves_with_the_mean_is_the_reference():
 
 
 def planned() -> list['plan.Run']:
-    """All runs that need no result of others."""
-    names = [name for name in plan.EXPERIMENTS if name != 'tuned']
-    return [
-        *dict.fromkeys(each for name in names for each in plan.EXPERIMENTS[name]({}))
-    ]
+    """All runs; what depends on results has those that there are."""
+    results = plan.read_results(PROJECT / 'results')
+    experiments = plan.EXPERIMENTS.values()
+    return [*dict.fromkeys(each for runs in experiments for each in runs(results))]
 
 
 def test_every_network_of_the_plan_is_built():
@@ -193,7 +192,7 @@ def test_every_network_of_the_plan_is_built():
 
 SHOWN = {
     'README.md': {*'abcdegh', 'inside', 'runs'},
-    'looking.md': {'controls', 'where', 'time', 'long', 'looking runs'},
+    'looking.md': {'controls', 'where', 'time', 'rates', 'long', 'looking runs'},
     'elastic.md': {'elastic', 'elastic, longer'},
 }
 
@@ -234,7 +233,7 @@ def test_difference_pairs_the_seeds():
     assert report.format_difference(ours, theirs) == '+2.0 ± 1.0'
 
 
-def test_best_rate_needs_all_rates():
+def test_long_trainings_are_at_the_best_rate():
     def result(accuracy: float) -> dict:
         return {'curve': [{'step': 1, 'accuracy': accuracy}]}
 
@@ -242,13 +241,15 @@ def test_best_rate_needs_all_rates():
         plan.Training('demo_vit', lr=lr): {plan.RATES_SEED: result(1e4 * lr)}
         for lr in plan.RATES
     }
-    assert plan.best_rate('demo_vit', results) == max(plan.RATES)
-    results[plan.Training('demo_vit', lr=2e-3, length=5)] = {0: result(77.0)}
+    best = plan.at_best_rate('demo_vit', results, length=5)
+    assert best == plan.Training('demo_vit', lr=max(plan.RATES), length=5)
+    results[best] = {0: result(77.0)}
     assert '| ViT | 2.5 | 5.0 | 10.0 | 20.0 |' in report.rates(results)
     # The seed that rates are chosen by does not count.
-    assert '| ViT | 2e-3 |  | 0 | 77.0 | 1 |' in report.long(results, tuned=True)
-    with pytest.raises(SystemExit, match=r'--only rates \(demo_psvit lacks some\)'):
-        plan.EXPERIMENTS['tuned'](results)
+    assert '| ViT | 2e-3 |  |  | 77.0 | 1 |' in report.long(results)
+    assert '| ViT | 1e-3 |' not in report.long(results)
+    with pytest.raises(SystemExit, match=r'--only rates \(demo_psvit has none\)'):
+        plan.EXPERIMENTS['long'](results)
 
 
 # The runner with a small plan, also in the processes that it starts.
