@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 
 import mmpsvit.registry  # Lets MMEngine find `mmpsvit::`.
+from mmpsvit import PSViT
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / 'configs'
@@ -232,6 +233,37 @@ def test_layer_wise_learning_rates_only_fall(name):
             scheduler.step()
             for group, rate in zip(optimizer.param_groups, before, strict=True):
                 assert group['lr'] <= rate
+
+
+class Detector(torch.nn.Module):
+    """What of Deformable DETR has a learning rate of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = PSViT('tiny')
+        self.sampling_offsets = torch.nn.Linear(2, 2)
+        self.reference_points_fc = torch.nn.Linear(2, 2)
+        self.bbox_head = torch.nn.Linear(2, 2)
+
+
+def test_deformable_detr_moves_its_own_points_slowly():
+    cfg = load('mmdet/deformable-detr_psvit-b14_16xb2-50e_coco.py')
+    init_default_scope('mmpretrain')  # needs no compiled operators
+    model = Detector()
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    settings = {
+        names[id(parameter)]: (group['lr'], group['weight_decay'])
+        for group in optimizer.param_groups
+        for parameter in group['params']
+    }
+    for name, lr in (
+        ('sampling_offsets', 2e-5),
+        ('reference_points_fc', 2e-5),
+        ('bbox_head', 2e-4),
+    ):
+        assert settings[f'{name}.weight'] == pytest.approx((lr, 0.05))
+        assert settings[f'{name}.bias'] == pytest.approx((lr, 0.0))
 
 
 def children(tmp_path: Path) -> list[Config]:

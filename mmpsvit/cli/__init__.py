@@ -90,13 +90,13 @@ class _Options(DictAction):
             )
 
 
-def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--cfg-options``."""
+def add_cfg_options(parser: argparse.ArgumentParser, what: str = 'the config') -> None:
+    """Add ``--cfg-options``, which override settings of ``what``."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=_Options,
-        help='settings of the config to override, as key=value; lists as key="[a,b]"',
+        help=f'settings of {what} to override, as key=value; lists as key="[a,b]"',
     )
 
 

@@ -19,6 +19,7 @@ from .fit import (
     CheckpointMisfitError,
     find_misfits,
     raise_misfits,
+    shorten,
     unwrap,
     without_wrapper,
 )
@@ -47,6 +48,7 @@ __all__ = [
     'one_line',
     'raise_misfits',
     'saved_precision',
+    'shorten',
     'unwrap',
     'use_safe_loading',
     'without_wrapper',

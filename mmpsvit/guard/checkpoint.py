@@ -158,11 +158,16 @@ def _load(
     map_location: str | None,
     allowed: Sequence[type] = (),
 ) -> dict:
-    with _refusing(filename):
-        if filename.endswith('.safetensors'):
+    if filename.endswith('.safetensors'):
+        try:
             from safetensors.torch import load_file
-
+        except ImportError:
+            raise CheckpointError(
+                f'checkpoint {filename} needs safetensors: pip install safetensors'
+            ) from None
+        with _refusing(filename):
             return load_file(file, str(map_location or 'cpu'))
+    with _refusing(filename):
         checkpoint = load_weights(file, map_location, allowed)
     if not isinstance(checkpoint, dict):
         kind = type(checkpoint).__name__

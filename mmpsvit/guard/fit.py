@@ -69,10 +69,15 @@ def raise_misfits(name: str, misfits: list[str]) -> None:
         misfits (list[str]): Lines of :func:`find_misfits`.
     """
     if misfits:
-        rest = f' and {len(misfits) - 3} more' if len(misfits) > 3 else ''
         raise CheckpointMisfitError(
-            f'checkpoint {name} does not fit the config: {"; ".join(misfits[:3])}{rest}'
+            f'checkpoint {name} does not fit the config: {shorten(misfits)}'
         )
+
+
+def shorten(texts: Sequence[str]) -> str:
+    """The first three of some texts, and how many more there are."""
+    rest = f' and {len(texts) - 3} more' if len(texts) > 3 else ''
+    return '; '.join(texts[:3]) + rest
 
 
 def refuse_foreign_weights(
@@ -182,8 +187,9 @@ class CheckpointFitHook(Hook):
         """Hold the model, which is initialised by now, against its ``init_cfg``."""
         self._missing = []  # From now on it is trained.
         for module in unwrap(runner.model).modules():
-            # Other modules may convert what they load.
-            if getattr(type(module), 'init_weights', None) is BaseModule.init_weights:
+            init_weights = getattr(type(module), 'init_weights', None)
+            # Other modules may convert what they load, or rename what they save.
+            if init_weights is BaseModule.init_weights and not module._state_dict_hooks:
                 cfgs = module.init_cfg or []
                 for cfg in [cfgs] if isinstance(cfgs, dict) else cfgs:
                     _check_pretrained(module, cfg)
@@ -215,5 +221,5 @@ def _check_pretrained(module: nn.Module, cfg: dict) -> None:
     # As MMEngine does, with or without the dot at the end.
     start = f'{prefix.removesuffix(".")}.' if prefix else ''
     given = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
-    # Not the names of its parameters: some modules have other names in checkpoints.
-    _refuse_if_none_fits(module, module.state_dict(), given, f'checkpoint {name}')
+    own = dict(module.named_parameters())
+    _refuse_if_none_fits(module, own, given, f'checkpoint {name}')

@@ -8,7 +8,13 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
 
-from mmpsvit.guard import find_misfits, raise_misfits, unwrap, without_wrapper
+from mmpsvit.guard import (
+    find_misfits,
+    raise_misfits,
+    shorten,
+    unwrap,
+    without_wrapper,
+)
 
 
 def build_trained(
@@ -40,7 +46,7 @@ def build_trained(
     raise_misfits(name, [*wanted.values()])
     if unknown:
         print_log(
-            f'Left out of checkpoint {name}, not in the model: {", ".join(unknown)}',
+            f'Left out of checkpoint {name}, not in the model: {shorten(unknown)}',
             logger='current',
             level=logging.WARNING,
         )

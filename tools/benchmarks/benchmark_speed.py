@@ -288,7 +288,7 @@ def parse_args() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     add('--points', type=common.positive, nargs='+', help='points per side')
     add('--parts', action='store_true', help='shares of parts in inference')
     add('--profile', action='store_true', help='also writes OUT.profile.txt')
-    add_cfg_options(parser)
+    add_cfg_options(parser, 'the PS-ViTs')
     args = parser.parse_args()
     is_cuda = args.device.type == 'cuda'
     args.batch_size = args.batch_size or (128 if is_cuda else 8)
