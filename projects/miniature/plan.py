@@ -262,8 +262,12 @@ EXPERIMENTS: dict[str, Callable[[Results], list[Run]]] = {
         *runs(trainings([*LONG, *COST]), range(3)),
         *runs([at_best_rate(name, results, length=5) for name in LONG], range(3)),
     ],
-    'canvas': lambda _: runs(
-        [Training(name, canvas, length=5) for canvas in (128, 160) for name in GROWN],
+    'canvas': lambda results: runs(
+        [
+            at_best_rate(name, results, canvas=canvas, length=2)
+            for canvas in (128, 160)
+            for name in GROWN
+        ],
         [0],
     ),
 }

@@ -24,6 +24,7 @@ from plan import (
     COST,
     DEMO,
     EXPERIMENTS,
+    GROWN,
     HERE,
     LONG,
     LR,
@@ -260,20 +261,25 @@ def long(results: Results) -> str:
                 found = scores(found_of(results, Training(name, lr=lr, length=length)))
                 row += [format_mean([*found.values()]), len(found) or '']
             if any(row[2:]):
-                rows.append(row)
-    header = ['network', 'learning rate', 'top-1', 'seeds']
-    return format_table([*header, '5 times the steps', 'seeds'], rows)
+                at_end = found_of(results, Training(name, lr=lr, length=5))
+                rows.append([*row, percent(share(at_end, 'inside'))])
+    header = ['network', 'learning rate', 'top-1', 'seeds', '5 times the steps']
+    return format_table([*header, 'seeds', 'in the box'], rows)
 
 
 def canvases(results: Results) -> str:
-    """Larger canvases."""
+    """Larger canvases of the demonstration."""
     rows = []
-    for training in rows_of('canvas'):
+    grown = (t for t in results if t.canvas and NETWORKS[t.network].config == DEMO)
+    for training in sorted(grown, key=lambda t: (t.canvas, GROWN.index(t.network))):
         found = found_of(results, training)
-        cells = [format_mean(at_half(found)), format_mean([*scores(found).values()])]
-        title = NETWORKS[training.network].title
-        rows.append([title, training.data['size'], *cells, len(found)])
-    return format_table(['network', 'px', 'half', 'end', 'seeds'], rows)
+        title, end = (
+            NETWORKS[training.network].title,
+            format_mean([*scores(found).values()]),
+        )
+        cells = [format_mean(at_half(found)), end, percent(share(found, 'inside'))]
+        rows.append([title, training.canvas, *cells, len(found)])
+    return format_table(['network', 'px', 'half', 'end', 'in the box', 'seeds'], rows)
 
 
 def describe_runs(results: Results, folder: Path) -> str:

@@ -192,7 +192,9 @@ def test_every_network_of_the_plan_is_built():
 
 SHOWN = {
     'README.md': {*'abcdegh', 'inside', 'runs'},
-    'looking.md': {'controls', 'where', 'time', 'rates', 'long', 'looking runs'},
+    'looking.md': {
+        *('controls', 'where', 'time', 'rates', 'long', 'canvas', 'looking runs'),
+    },
     'elastic.md': {'elastic', 'elastic, longer'},
 }
 
@@ -246,7 +248,7 @@ def test_long_trainings_are_at_the_best_rate():
     results[best] = {0: result(77.0)}
     assert '| ViT | 2.5 | 5.0 | 10.0 | 20.0 |' in report.rates(results)
     # The seed that rates are chosen by does not count.
-    assert '| ViT | 2e-3 |  |  | 77.0 | 1 |' in report.long(results)
+    assert '| ViT | 2e-3 |  |  | 77.0 | 1 |  |' in report.long(results)
     assert '| ViT | 1e-3 |' not in report.long(results)
     with pytest.raises(SystemExit, match=r'--only rates \(demo_psvit has none\)'):
         plan.EXPERIMENTS['long'](results)
