@@ -95,12 +95,12 @@ def scores(found: Found) -> dict[int, float]:
     return {seed: accuracy(result) for seed, result in found.items()}
 
 
-def at_half(found: Found) -> list[float]:
-    """Top-1 at half of the steps."""
+def at_part(found: Found, part: float = 1 / 2) -> list[float]:
+    """Top-1 at a part of the steps."""
     values = []
     for curve in (result['curve'] for result in found.values()):
-        half = curve[-1]['step'] / 2
-        nearest = min(curve, key=lambda point: abs(point['step'] - half))
+        step = curve[-1]['step'] * part
+        nearest = min(curve, key=lambda point: abs(point['step'] - step))
         values.append(nearest['accuracy'])
     return values
 
@@ -123,7 +123,7 @@ COLUMNS: dict[str, Callable[[Training, Found], str]] = {
     'parameters': lambda _, found: ', '.join(
         {f'{result["parameters"]:,}' for result in found.values()}
     ),
-    'half': lambda _, found: format_mean(at_half(found)),
+    'half': lambda _, found: format_mean(at_part(found)),
     'end': lambda _, found: format_mean([*scores(found).values()]),
     'inside': lambda _, found: format_inside(found),
     **{
@@ -262,9 +262,10 @@ def long(results: Results) -> str:
                 row += [format_mean([*found.values()]), len(found) or '']
             if any(row[2:]):
                 at_end = found_of(results, Training(name, lr=lr, length=5))
-                rows.append([*row, percent(share(at_end, 'inside'))])
+                quarter = format_mean(at_part(at_end, 1 / 4))
+                rows.append([*row, quarter, percent(share(at_end, 'inside'))])
     header = ['network', 'learning rate', 'top-1', 'seeds', '5 times the steps']
-    return format_table([*header, 'seeds', 'in the box'], rows)
+    return format_table([*header, 'seeds', 'after a quarter', 'in the box'], rows)
 
 
 def canvases(results: Results) -> str:
@@ -277,7 +278,7 @@ def canvases(results: Results) -> str:
             NETWORKS[training.network].title,
             format_mean([*scores(found).values()]),
         )
-        cells = [format_mean(at_half(found)), end, percent(share(found, 'inside'))]
+        cells = [format_mean(at_part(found)), end, percent(share(found, 'inside'))]
         rows.append([title, training.canvas, *cells, len(found)])
     return format_table(['network', 'px', 'half', 'end', 'in the box', 'seeds'], rows)
 
