@@ -139,7 +139,7 @@ def test_surplus_of_a_checkpoint_is_left_out_and_named(capfd, monkeypatch):
     model, classes = build_trained(cfg, checkpoint, 'x.pth')
     told = ''.join(capfd.readouterr())
     assert 'Left out of checkpoint x.pth' in told
-    assert 'auxiliary.weight, steps' in told
+    assert 'auxiliary.weight; steps' in told
     assert classes == [] and not model.training
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
