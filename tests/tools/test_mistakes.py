@@ -151,6 +151,11 @@ def test_files_that_are_no_checkpoints(small, run_tool, tmp_path):
         ('vis', ['CONFIG', 'SELF', 'none.png', '--out', 'x.png'], 'argument images'),
         (
             'vis',
+            ['CONFIG', 'SELF', '.', '--out', 'x.png', '--cfg-options', 'foo'],
+            'argument --cfg-options: expected key=value, got foo',
+        ),
+        (
+            'vis',
             ['CONFIG', 'SELF', '.', '--out', 'x.png', '--columns', '0'],
             'argument --columns: must be at least 1, got 0',
         ),
