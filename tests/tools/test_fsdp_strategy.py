@@ -27,6 +27,9 @@ def test_trains_as_one_process(small, root, run_tool, tmp_path, free_port):
     assert "_base_ = 'mmpsvit::psvit/b14.py'" in settings
     sharded = tmp_path / 'fsdp.py'
     sharded.write_text(settings.replace('mmpsvit::psvit/b14.py', str(config)))
+    run_tool('tools/train.py', config, '--work-dir', 'start', *options)
+    start = tmp_path / 'start' / 'iter_4.pth'
+    options += ['model.init_cfg.type=Pretrained', f'model.init_cfg.checkpoint={start}']
     run_tool(
         'tools/dist_train.sh',
         sharded,
