@@ -81,7 +81,11 @@ def shorten(texts: Sequence[str]) -> str:
 
 
 def refuse_foreign_weights(
-    module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    prefix: str,
+    *_,
+    name: str = 'the checkpoint',
 ) -> None:
     """Stop where a module is about to be loaded from weights of which it has none.
 
@@ -94,23 +98,19 @@ def refuse_foreign_weights(
         module (nn.Module): The module.
         state (Mapping[str, Tensor]): The state dict.
         prefix (str): Prefix of the module's keys.
+        name (str): What to call the state dict. Defaults to 'the checkpoint'.
 
     Raises:
         CheckpointMisfitError: If there are weights under the prefix, and none of them
             has the name and shape of one of the module's parameters.
     """
-    given = {key: value for key, value in state.items() if key.startswith(prefix)}
-    own = {prefix + key: value for key, value in module.named_parameters()}
-    _refuse_if_none_fits(module, own, given, name='the checkpoint')
-
-
-def _refuse_if_none_fits(module: nn.Module, own: dict, given: dict, name: str) -> None:
-    shapes, wanted = (
-        # There are files that hold other things beside the weights.
-        {key: tuple(getattr(value, 'shape', ())) for key, value in weights.items()}
-        for weights in (given, own)
+    # There are files that hold other things beside the weights.
+    given, own = (
+        {key: tuple(getattr(value, 'shape', ())) for key, value in weights}
+        for weights in (state.items(), module.named_parameters(prefix=prefix[:-1]))
     )
-    if given and not shapes.items() & wanted.items():
+    given = {key: shape for key, shape in given.items() if key.startswith(prefix)}
+    if given and not given.items() & own.items():
         raise CheckpointMisfitError(
             f'no weight of {name} fits {type(module).__name__}: it has '
             f'{", ".join([*given][:3])}, ..., wanted are {", ".join([*own][:3])}, ...; '
@@ -221,5 +221,4 @@ def _check_pretrained(module: nn.Module, cfg: dict) -> None:
     # As MMEngine does, with or without the dot at the end.
     start = f'{prefix.removesuffix(".")}.' if prefix else ''
     given = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
-    own = dict(module.named_parameters())
-    _refuse_if_none_fits(module, own, given, f'checkpoint {name}')
+    refuse_foreign_weights(module, given, '', name=f'checkpoint {name}')

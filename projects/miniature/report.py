@@ -274,12 +274,9 @@ def canvases(results: Results) -> str:
     grown = (t for t in results if t.canvas and NETWORKS[t.network].config == DEMO)
     for training in sorted(grown, key=lambda t: (t.canvas, GROWN.index(t.network))):
         found = found_of(results, training)
-        title, end = (
-            NETWORKS[training.network].title,
-            format_mean([*scores(found).values()]),
-        )
-        cells = [format_mean(at_part(found)), end, percent(share(found, 'inside'))]
-        rows.append([title, training.canvas, *cells, len(found)])
+        cells = [format_mean(at_part(found)), format_mean([*scores(found).values()])]
+        cells += [percent(share(found, 'inside')), len(found)]
+        rows.append([NETWORKS[training.network].title, training.canvas, *cells])
     return format_table(['network', 'px', 'half', 'end', 'in the box', 'seeds'], rows)
 
 
