@@ -262,11 +262,12 @@ EXPERIMENTS: dict[str, Callable[[Results], list[Run]]] = {
         *runs(trainings([*LONG, *COST]), range(3)),
         *runs([at_best_rate(name, results, length=5) for name in LONG], range(3)),
     ],
-    'canvas': lambda results: runs(
+    'canvas': lambda _: runs(
         [
-            at_best_rate(name, results, canvas=canvas, length=2)
+            Training(name, canvas, lr, length=2)
             for canvas in (128, 160)
             for name in GROWN
+            for lr in (LR, 2 * LR)
         ],
         [0],
     ),

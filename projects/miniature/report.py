@@ -272,12 +272,15 @@ def canvases(results: Results) -> str:
     """Larger canvases of the demonstration."""
     rows = []
     grown = (t for t in results if t.canvas and NETWORKS[t.network].config == DEMO)
-    for training in sorted(grown, key=lambda t: (t.canvas, GROWN.index(t.network))):
+    order = sorted(grown, key=lambda t: (t.canvas, GROWN.index(t.network), t.lr))
+    for training in order:
         found = found_of(results, training)
         cells = [format_mean(at_part(found)), format_mean([*scores(found).values()])]
         cells += [percent(share(found, 'inside')), len(found)]
-        rows.append([NETWORKS[training.network].title, training.canvas, *cells])
-    return format_table(['network', 'px', 'half', 'end', 'in the box', 'seeds'], rows)
+        setting = [training.canvas, format_lr(training.lr)]
+        rows.append([NETWORKS[training.network].title, *setting, *cells])
+    header = ['network', 'px', 'learning rate', 'half', 'end', 'in the box', 'seeds']
+    return format_table(header, rows)
 
 
 def describe_runs(results: Results, folder: Path) -> str:

@@ -122,7 +122,8 @@ def test_documented_pretrained_weights(way, classifier, tmp_path, monkeypatch):
     page = (CONFIGS.parents[1] / 'docs' / 'detection.md').read_text()
     config = CONFIGS / 'retinanet_psvit-ti14_fpn_1x_coco.py'
     if way == 'child':
-        (text,) = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+        blocks = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+        (text,) = (block for block in blocks if 'Pretrained' in block)
         child = tmp_path / 'child.py'
         child.write_text(f'_base_ = {str(config)!r}\n{textwrap.dedent(text)}')
         cfg = Config.fromfile(child)
