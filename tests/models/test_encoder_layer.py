@@ -11,7 +11,7 @@ from stack import NEW_TORCH
 from torch import Tensor
 
 from mmpsvit import PSViT
-from mmpsvit.models.encoder_layer import EncoderLayer
+from mmpsvit.models.encoder_layer import DropPath, EncoderLayer
 
 ARCH = dict(
     embed_dims=24,
@@ -57,6 +57,26 @@ def test_each_kind_of_dropout(kind):
         assert not torch.equal(layer(x, num_outputs=count), layer(x, num_outputs=count))
         layer.eval()
         torch.testing.assert_close(layer(x, num_outputs=count), layer(x)[:, :count])
+
+
+@pytest.mark.parametrize('rate', [0.005, 0.3])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_stochastic_depth(rate, dtype):
+    """At the rate that was asked for; in bfloat16, mmcv's is 0.0039 for 0.005."""
+    torch.manual_seed(0)
+    count = 200_000
+    x = torch.ones(count, 1, 2, dtype=dtype, requires_grad=True)
+    identity = torch.full((count, 1, 2), 3.0, dtype=dtype, requires_grad=True)
+    out = DropPath(rate)(x, identity)
+    out.sum().backward()
+    left_out = (out == identity).all(dim=(1, 2))
+    deviation = (rate * (1 - rate) / count) ** 0.5
+    assert abs(left_out.double().mean() - rate) < 4 * deviation
+    kept = out[~left_out].detach()
+    torch.testing.assert_close(kept, torch.full_like(kept, 3 + 1 / (1 - rate)))
+    gradient = torch.where(left_out, 0.0, 1 / (1 - rate)).to(dtype)
+    torch.testing.assert_close(x.grad, gradient[:, None, None].expand_as(x))
+    assert torch.equal(identity.grad, torch.ones_like(x))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +132,7 @@ def test_bfloat16_damages_no_memory():
     """In a process of its own: PyTorch 2.1's fused attention ended it."""
     code = """
 import torch
-from mmpsvit.models.encoder_layer import EncoderLayer
+from mmpsvit.models.encoder_layer import DropPath, EncoderLayer
 layer = EncoderLayer(96, 3, 96)
 for _ in range(20):
     with torch.autocast('cpu', torch.bfloat16):

@@ -87,5 +87,5 @@ def encode(layer: nn.Module, x: Tensor) -> Tensor:
     weights = torch.matmul(q, k.transpose(-2, -1)) * q.shape[-1] ** -0.5
     out = torch.matmul(weights.softmax(dim=-1), v)
     out = attn.proj(out.transpose(1, 2).reshape(batch, length, channels))
-    x = x + attn.out_drop(attn.proj_drop(out))
+    x = attn.out_drop(attn.proj_drop(out), identity=x)
     return layer.ffn(layer.ln2(x), identity=x)
