@@ -47,7 +47,7 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
     parser.add_argument(
         '--out-item',
         choices=['metrics', 'pred'],
-        help='what --out holds; by default metrics for .json, predictions otherwise',
+        help='what --out holds; by default predictions for .pkl, metrics otherwise',
     )
     parser.add_argument(
         '--tta',
@@ -66,9 +66,10 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
             parser.error('argument --out-item: needs --out')
     else:
         suffix = Path(args.out).suffix
+        pickles = ('.pkl', '.pickle')
         if args.out_item is None:
-            args.out_item = 'metrics' if suffix == '.json' else 'pred'
-        allowed = {'metrics': ('.json', '.yaml', '.yml', '.pkl'), 'pred': ('.pkl',)}
+            args.out_item = 'pred' if suffix in pickles else 'metrics'
+        allowed = {'metrics': ('.json', '.yaml', '.yml', *pickles), 'pred': pickles}
         if suffix not in allowed[args.out_item]:
             parser.error(
                 f'argument --out: {args.out_item} need a file ending in one of '
@@ -85,16 +86,13 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
 
 
 def _use_tta(parser: argparse.ArgumentParser, cfg: Config) -> None:
-    if 'tta_model' in cfg:
-        if 'tta_pipeline' not in cfg:
-            parser.error('argument --tta: the config has a tta_model, no tta_pipeline')
-    else:
-        if type_name(cfg.model) != 'ImageClassifier':
-            parser.error(
-                'argument --tta: the config has no tta_model, and averaging over '
-                f'mirror images is for classifiers, not for {type_name(cfg.model)}'
-            )
-        cfg.tta_model = dict(type='mmpretrain.AverageClsScoreTTA')
+    complete = 'tta_model' in cfg and 'tta_pipeline' in cfg
+    if not complete and not type_name(cfg.model).endswith('Classifier'):
+        parser.error(
+            'argument --tta: the config must have a tta_model and a tta_pipeline; '
+            f'averaging over mirror images is not for {type_name(cfg.model)}'
+        )
+    cfg.setdefault('tta_model', dict(type='mmpretrain.AverageClsScoreTTA'))
     for dataset in _leaves_of(cfg.test_dataloader.dataset):
         dataset['pipeline'] = cfg.get('tta_pipeline') or _mirrored(dataset['pipeline'])
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)

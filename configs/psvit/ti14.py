@@ -23,7 +23,7 @@ train_pipeline = [
         min_area_ratio=0.02,
         max_area_ratio=1 / 3,
         fill_color=_base_.bgr_mean,
-        fill_std=[57.375, 57.12, 58.395],
+        fill_std=_base_.bgr_std,
     ),
     _base_.train_pipeline[-1],
 ]

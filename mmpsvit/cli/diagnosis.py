@@ -15,6 +15,8 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from mmpsvit.guard import DataError, LoadImageFromFile, one_line
 
+from .remarks import type_name
+
 
 def find_data_fault(error: BaseException) -> str | None:
     """Find the image or data set that made a run fail.
@@ -119,6 +121,4 @@ def _fault_of_dataset(dataset: object, error: BaseException) -> str | None:
         return None
     keys = ('data_root', 'data_prefix', 'ann_file', 'split')
     where = ', '.join(f'{key}={dataset[key]!r}' for key in keys if dataset.get(key))
-    kind = dataset['type']
-    kind = kind if isinstance(kind, str) else kind.__name__
-    return f'data set {kind}({where}) cannot be read ({one_line(error)})'
+    return f'data set {type_name(dataset)}({where}) cannot be read ({one_line(error)})'

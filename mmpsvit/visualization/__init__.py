@@ -30,7 +30,7 @@ from .sampling import (
     without_drift,
 )
 from .sampling_hook import SamplingVisualizationHook
-from .trained import build_trained
+from .trained import build_model, build_trained
 
 __all__ = [
     'EXPLANATION_METHODS',
@@ -39,6 +39,7 @@ __all__ = [
     'SampledImage',
     'SamplingVisualizationHook',
     'blend_heat',
+    'build_model',
     'build_trained',
     'class_name',
     'draw_sampling',

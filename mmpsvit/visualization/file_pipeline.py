@@ -32,7 +32,7 @@ class FilePipeline:
     """
 
     def __init__(self, cfg: Config, channels: int = 3) -> None:
-        init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+        init_default_scope(cfg.get('default_scope') or 'mmpretrain')
         steps = _steps_of(testing_dataset(cfg))
         if not steps:
             raise ValueError('the config has no test_dataloader with a pipeline')

@@ -2,11 +2,13 @@
 """Builds a config's network with the weights of a checkpoint, to look at it."""
 
 import logging
+from collections.abc import Sequence
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, init_default_scope
+from mmpretrain.registry import DATASETS
 
 from mmpsvit.guard import (
     find_misfits,
@@ -15,6 +17,20 @@ from mmpsvit.guard import (
     unwrap,
     without_wrapper,
 )
+
+from .file_pipeline import testing_dataset
+
+
+def build_model(cfg: Config) -> BaseModel:
+    """Build the model of a config, as MMEngine's runner would.
+
+    Args:
+        cfg (Config): The config. Its default scope becomes that of the process.
+    """
+    init_default_scope(cfg.get('default_scope') or 'mmpretrain')
+    if 'data_preprocessor' in cfg:
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return MODELS.build(cfg.model)
 
 
 def build_trained(
@@ -30,17 +46,13 @@ def build_trained(
 
     Returns:
         tuple[BaseModel, list[str]]: The model in eval mode, without a wrapper for
-        test-time augmentation, and the class names that the checkpoint knows, which
-        may be none.
+        test-time augmentation, and the class names of the checkpoint, or else those
+        of the config's test data set if they are as many; may be none.
 
     Raises:
         CheckpointMisfitError: If weights are missing or of another shape.
     """
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    model_cfg = cfg.model
-    if 'data_preprocessor' in cfg:
-        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = unwrap(MODELS.build(model_cfg))
+    model = unwrap(build_model(cfg))
     state = checkpoint.get('state_dict', checkpoint)
     wanted, unknown = find_misfits(model, without_wrapper(state))
     raise_misfits(name, [*wanted.values()])
@@ -51,5 +63,27 @@ def build_trained(
             level=logging.WARNING,
         )
     meta = checkpoint.get('meta') or {}
-    classes = (meta.get('dataset_meta') or {}).get('classes') or []
+    # Those of MMClassification have the names in capitals.
+    classes = (meta.get('dataset_meta') or {}).get('classes') or meta.get('CLASSES')
+    if not classes:
+        found = _class_names(cfg)
+        fits = len(found) == getattr(getattr(model, 'head', None), 'num_classes', None)
+        classes = found if fits else ()
     return model.eval(), list(classes)
+
+
+def _class_names(cfg: Config) -> Sequence[str]:
+    """The names of the classes that the config's test data set knows; may be none."""
+    dataset = testing_dataset(cfg)
+    while inner := dataset.get('dataset') or next(
+        iter(dataset.get('datasets') or ()), 0
+    ):
+        dataset = inner
+    kind = dataset.get('type')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    for metainfo in (dataset.get('metainfo'), getattr(kind, 'METAINFO', None)):
+        names = (metainfo or {}).get('classes')
+        # A string would be the name of a file.
+        if isinstance(names, list | tuple):
+            return names
+    return ()

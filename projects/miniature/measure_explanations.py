@@ -31,12 +31,11 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from report import format_mean
 from torch import Tensor
 
 from mmpsvit.cli import add_cfg_options, check_file, read_config, run_main
-from mmpsvit.guard import load_checkpoint
 from mmpsvit.visualization import (
     EXPLANATION_METHODS,
     build_trained,
@@ -99,7 +98,8 @@ def measure(cfg: Config, checkpoint: str, device: str) -> dict[str, Tensor]:
         dict[str, Tensor]: Of each heat, (num_iters, 3), see :func:`scores_in_box`; of
         'uniform' heat the same, (1, 1).
     """
-    model, _ = build_trained(cfg, load_checkpoint(checkpoint, 'cpu'), checkpoint)
+    weights = CheckpointLoader.load_checkpoint(checkpoint, 'cpu', 'silent')
+    model, _ = build_trained(cfg, weights, checkpoint)
     model.to(device)
     loader = Runner.build_dataloader(cfg.test_dataloader)
     boxes_of = read_boxes(Path(loader.dataset.img_prefix))

@@ -16,16 +16,16 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 import argparse
 import math
 from collections import Counter
+from functools import partial
 
 import torch
 from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, init_default_scope
 
 from mmpsvit import PSViT
 from mmpsvit.cli import read_config, run_main
-from mmpsvit.visualization import in_channels
+from mmpsvit.visualization import build_model, in_channels
 
 
 def _shape(value) -> list[int]:
@@ -46,11 +46,15 @@ def count_sampling(inputs: list, outputs: list) -> Counter:
 
 def analyse(cfg: Config, shape: tuple[int, int]) -> tuple[int, int]:
     """Number of parameters, and of multiply-adds for one image of (H, W) pixels."""
-    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    model_cfg = cfg.model
-    if 'data_preprocessor' in cfg:
-        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = MODELS.build(model_cfg).eval()
+    model = build_model(cfg).eval()
+    if cfg.get('default_scope') == 'mmdet':
+        # Some detectors ask for the size of the image.
+        from mmdet.structures import DetDataSample
+
+        names = ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape')
+        sizes = dict.fromkeys(names, shape)
+        sample = DetDataSample(metainfo=dict(sizes, scale_factor=(1.0, 1.0)))
+        model.forward = partial(model.forward, data_samples=[sample])
     for module in model.modules():
         if isinstance(module, PSViT):
             module.cls_token_only = False

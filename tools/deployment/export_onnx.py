@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
-from mmengine.registry import DATASETS
+from mmengine.runner import CheckpointLoader
 from mmpretrain.models import ClsHead, ImageClassifier
 from mmpretrain.models.utils import ClsDataPreprocessor
 from packaging.version import Version
@@ -42,12 +42,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmpsvit.cli import add_cfg_options, check_file, read_config, run_main
-from mmpsvit.guard import load_checkpoint, write_atomically
+from mmpsvit.guard import write_atomically
 from mmpsvit.visualization import (
     FilePipeline,
     build_trained,
     in_channels,
-    testing_dataset,
 )
 
 # What torch.onnx itself writes; other versions are conversions of it.
@@ -153,21 +152,6 @@ def check_model(model: nn.Module) -> None:
                 f'model{name} of the config must be a {kind.__name__} of MMPretrain '
                 f'(one class per image), got {type(part).__name__}'
             )
-
-
-def find_class_names(cfg: Config) -> list[str]:
-    """The names of the classes that the config's test data set knows; may be none."""
-    dataset = testing_dataset(cfg)
-    while inner := dataset.get('dataset') or next(iter(dataset.get('datasets', ())), 0):
-        dataset = inner
-    kind = dataset.get('type')
-    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
-    for metainfo in (dataset.get('metainfo'), getattr(kind, 'METAINFO', None)):
-        names = (metainfo or {}).get('classes')
-        # A string would be the name of a file.
-        if isinstance(names, list | tuple):
-            return list(names)
-    return []
 
 
 def describe(
@@ -332,7 +316,7 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
     """Write the file, compare, and only then give it its name."""
     # Otherwise the library's remarks on the model hide the tool's own lines.
     MMLogger.get_instance('export_onnx', log_level='WARNING')
-    checkpoint = load_checkpoint(args.checkpoint, 'cpu')
+    checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, 'cpu', 'silent')
     classifier, names = build_trained(cfg, checkpoint, args.checkpoint)
     check_model(classifier)
     pipeline = FilePipeline(cfg, in_channels(classifier))
@@ -355,7 +339,6 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
     example = images[: 2 if args.dynamic_batch else batch_sizes[0]]
     dynamic = ({0: torch.export.Dim('batch')},) if args.dynamic_batch else None
     num_classes = scorer(example).shape[1]
-    names = names or find_class_names(cfg)
     classes = [str(name) for name in names] if len(names) == num_classes else []
     metadata = describe(classifier.data_preprocessor, pipeline, classes)
 

@@ -185,6 +185,8 @@ def main() -> None:
         parser.error(f'argument src: {source} does not exist')
     if target.exists():
         parser.error(f'argument dst: {target} exists and is not overwritten')
+    if target.suffix == '.safetensors':
+        parser.error(f'argument dst: a file of PyTorch, such as .pth, got {target}')
     try:
         # Their trainer stores its command line in the checkpoint.
         checkpoint = load_checkpoint(source, 'cpu', allowed=(argparse.Namespace,))

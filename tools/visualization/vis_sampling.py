@@ -14,18 +14,17 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from matplotlib.backend_bases import FigureCanvasBase
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.model import BaseModel
 from mmengine.registry import DATASETS
+from mmengine.runner import CheckpointLoader
 
 from mmpsvit.cli import add_cfg_options, check_file, read_config, run_main
-from mmpsvit.guard import load_checkpoint, write_atomically
+from mmpsvit.guard import write_atomically
 from mmpsvit.visualization import (
     FilePipeline,
     build_trained,
@@ -43,15 +42,6 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.we
 
 class InputError(Exception):
     """A mistake of the user, told in one line."""
-
-
-class Loaded(NamedTuple):
-    """A network and the images to draw: the arguments of `sample_images`."""
-
-    model: BaseModel
-    items: Iterable[dict]
-    channels: list[int] | None
-    classes: list[str]
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:
@@ -134,20 +124,20 @@ def load_dataset(cfg: Config, count: int) -> list[dict]:
         ) from error
 
 
-def load(args: argparse.Namespace, cfg: Config) -> Loaded:
-    """Load the network and find the images."""
+def load(args: argparse.Namespace, cfg: Config) -> tuple:
+    """Load the network and find the images: the arguments of `sample_images`."""
     if args.images is not None:
         paths = list_images(Path(args.images).expanduser(), args.num_images)
     # Otherwise the library's remarks on the model hide the tool's own lines.
     MMLogger.get_instance('visualization', log_level='WARNING')
-    checkpoint = load_checkpoint(args.checkpoint, 'cpu')
+    checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, 'cpu', 'silent')
     model, classes = build_trained(cfg, checkpoint, args.checkpoint)
     pipeline = FilePipeline(cfg, in_channels(model))
     if args.images is not None:
         items = load_images(paths, pipeline)
     else:
         items = load_dataset(cfg, args.num_images)
-    return Loaded(model.to(args.device), items, pipeline.channels, classes)
+    return model.to(args.device), items, pipeline.channels, classes
 
 
 def draw(args: argparse.Namespace, cfg: Config) -> None:

@@ -54,6 +54,4 @@ test_pipeline = [train_pipeline[0], *_base_.test_pipeline[1:]]
 val_dataloader = dict(
     dataset=dict(pipeline=test_pipeline), collate_fn=dict(type='default_collate')
 )
-test_dataloader = dict(
-    dataset=dict(pipeline=test_pipeline), collate_fn=dict(type='default_collate')
-)
+test_dataloader = val_dataloader
