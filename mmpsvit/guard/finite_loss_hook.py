@@ -1,6 +1,8 @@
 # Copyright (c) mmpsvit contributors.
 """Stops a training whose loss is no longer a number."""
 
+import math
+
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
@@ -23,13 +25,13 @@ class NonFiniteLossError(RuntimeError):
 class FiniteLossHook(Hook):
     """Stops the training at an infinite loss or one that is not a number.
 
-    Losses are kept where they are, so that nothing waits for their device, and read
-    together every ``interval`` iterations, before a validation, before a checkpoint is
-    written and at the end. A checkpoint is never written after such a
-    loss, nor with such a weight, so the last one that there is can be used.
+    All processes stop together: every ``interval`` iterations, before a validation,
+    before a checkpoint is written or at the end. A checkpoint is never written after
+    such a loss, nor with such a weight, so the last one that there is can be used.
 
     Args:
-        interval (int): Iterations between two readings. Defaults to 50.
+        interval (int): Iterations after which the processes compare what they saw.
+            Defaults to 50.
 
     Raises:
         NonFiniteLossError: In all processes alike; while a checkpoint is written, in
@@ -41,8 +43,8 @@ class FiniteLossHook(Hook):
         if interval < 1:
             raise ValueError(f'interval must be at least 1, got {interval}')
         self.interval = interval
-        # Since the last reading, with the number of the iteration.
-        self._losses: list[tuple[int, Tensor]] = []
+        # The first iteration whose loss is not finite, counted from 1, as in the log.
+        self._first = _NEVER
 
     def after_train_iter(
         self,
@@ -51,15 +53,13 @@ class FiniteLossHook(Hook):
         data_batch: dict | None = None,
         outputs: dict | None = None,
     ) -> None:
-        """Keep the losses of an iteration."""
+        """Look at the losses of an iteration."""
         for name, value in (outputs or {}).items():
-            if 'loss' in name and isinstance(value, Tensor):
-                # A copy: the next replay of a CUDA graph writes over its results.
-                value = value.detach().clone()
-                # Zero, unless one of several is not finite.
-                value = (value - value).sum() if value.ndim else value
-                # Iterations are counted from 1, as in the log.
-                self._losses.append((runner.iter + 1, value))
+            if 'loss' in name:
+                # RuntimeInfoHook, which comes first, has waited for their device.
+                read = runner.message_hub.log_scalars.get(f'train/{name}')
+                if not math.isfinite(read.current() if read else value):
+                    self._first = min(self._first, runner.iter + 1)
         if self.every_n_train_iters(runner, self.interval):
             self._check(runner)
 
@@ -68,7 +68,7 @@ class FiniteLossHook(Hook):
         self._check(runner)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Read the losses of an epoch, or of all, before a checkpoint is written."""
+        """Stop before the checkpoint of an epoch, or the last one, is written."""
         self._check(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -77,7 +77,7 @@ class FiniteLossHook(Hook):
         MMEngine calls this in the main process only. A loss that another process saw
         has reached the weights of this one by its gradients.
         """
-        self._raise(runner, self._first())
+        self._raise(runner, self._first)
         # Some buffers hold infinity on purpose.
         wrapper, buffers = '_fsdp_wrapped_module.', unwrap(runner.model).named_buffers()
         buffers = {name.replace(wrapper, '') for name, _ in buffers}
@@ -92,24 +92,11 @@ class FiniteLossHook(Hook):
                     )
 
     def _check(self, runner: Runner) -> None:
-        """Read what was seen since the last time, in all processes together."""
-        if not self._losses:
-            return
-        # Another process may have seen it, and this one would wait for it for ever.
-        first = torch.tensor(self._first())
+        """Stop in all processes, if one of them has to."""
+        # The others would wait for it for ever.
+        first = torch.tensor(self._first)
         all_reduce(first, 'min')
-        self._losses = []
         self._raise(runner, int(first))
-
-    def _first(self) -> int:
-        """The first iteration whose loss is not finite."""
-        if not self._losses:
-            return _NEVER
-        iterations, losses = zip(*self._losses, strict=True)
-        finite = torch.stack(losses).isfinite().tolist()
-        return next(
-            (i for i, f in zip(iterations, finite, strict=True) if not f), _NEVER
-        )
 
     def _raise(self, runner: Runner, iteration: int) -> None:
         if iteration < _NEVER:

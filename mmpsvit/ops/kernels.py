@@ -147,8 +147,8 @@ def sample_with_mmcv_backward(
             to_weights,
             im2col_step=len(grad[part]),
         )
-        x, y = to_locations.view(-1, points.shape[1], 2).unbind(-1)
-        torch.stack((x / width, y / height), dim=-1, out=to_points[part])
+        to_locations = to_locations.view(-1, points.shape[1], 2)
+        _divide(to_locations, width, height, out=to_points[part])
     return to_points
 
 
@@ -165,13 +165,21 @@ def _rows(table: Tensor) -> Tensor:
     return table.view(len(table), -1, 1, table.shape[-1])
 
 
+def _divide(
+    points: Tensor, width: int, height: int, out: Tensor | None = None
+) -> Tensor:
+    """(x / width, y / height), on square maps in one launch."""
+    if width == height:
+        return torch.div(points, width, out=out)
+    x, y = points.unbind(-1)
+    return torch.stack((x / width, y / height), dim=-1, out=out)
+
+
 def _arguments(table: Tensor, points: Tensor) -> tuple[Tensor, ...]:
     """What mmcv wants: map, sizes and starts of levels, locations, weights."""
     height, width = table.shape[1:3]
     # (x, y) in [0, 1], with pixel centres at half-integers
-    x, y = points.unbind(-1)
-    locations = torch.stack(((x + 0.5) / width, (y + 0.5) / height), dim=-1)
-    locations = locations[:, :, None, None, None, :]
+    locations = _divide(points + 0.5, width, height)[:, :, None, None, None, :]
     # Filled on the device: torch.tensor([...]) would wait for a copy at every call.
     shapes = torch.full((1, 2), height, device=table.device)
     if width != height:

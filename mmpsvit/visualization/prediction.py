@@ -99,8 +99,10 @@ def sample_images(
 def _predict(model: BaseModel, item: dict) -> tuple[BaseDataElement, Exception | None]:
     """Run a model; its prediction, or the sample and what kept it from predicting."""
     failure = None
-    # A retriever's is a place in its gallery, which would have to be read first.
-    if not isinstance(model, BaseRetriever):
+    # A retriever's is a place in its gallery, which would have to be read first; a
+    # segmentor's may be of windows, of which the last would be shown.
+    windows = (getattr(model, 'test_cfg', None) or {}).get('mode') == 'slide'
+    if not windows and not isinstance(model, BaseRetriever):
         try:
             return model.test_step(pseudo_collate([item]))[0], None
         # Models fail to predict in many ways. The network itself is run again below,
@@ -169,11 +171,18 @@ def to_image(inputs: Tensor, channels: Sequence[int]) -> np.ndarray:
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put the modules into eval mode, and each back into its own mode afterwards."""
+    """Put the modules into eval mode, and each back into its own mode afterwards.
+
+    What is compiled runs as it is: a compiled module calls no hook that is newer.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    eagerly = contextlib.nullcontext()
+    if hasattr(torch.compiler, 'set_stance'):  # from PyTorch 2.6 on
+        eagerly = torch.compiler.set_stance('force_eager')
     try:
-        yield
+        with eagerly:
+            yield
     finally:
         for module, training in modes:
             module.training = training

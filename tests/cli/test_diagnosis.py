@@ -107,7 +107,7 @@ KINDS = pytest.mark.parametrize(
 def test_unreadable_image(kind, workers, folder):
     (folder / '5.png').write_bytes(b'')
     fault = fault_of(folder, kind, workers)
-    assert fault == f'image {folder}/5.png is empty (0 bytes)'
+    assert fault.startswith(f'image {folder}/5.png is missing, empty, damaged')
 
 
 @KINDS
@@ -128,7 +128,7 @@ def test_data_set_that_cannot_be_built(tmp_path):
         Runner.build_dataloader(dict(dataset=dataset, sampler=None))
     fault = find_data_fault(caught.value)
     assert fault.startswith(
-        f"data set mmpretrain.CustomDataset(data_root='{tmp_path}/no') cannot be read "
+        f"data set CustomDataset(data_root='{tmp_path}/no') cannot be read "
         '(FileNotFoundError: '
     )
     assert '\n' not in fault

@@ -14,7 +14,6 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mmpsvit.guard import DataError, LoadImageFromFile
-from mmpsvit.guard.images import is_cut_jpeg
 
 
 def smooth(width: int = 40, height: int = 30) -> np.ndarray:
@@ -116,55 +115,38 @@ def test_imagenet_pipelines_take_odd_files(name, tmp_path, root):
 
 JPEG = encoded(IMAGE, 'JPEG')
 BAD = {
-    'empty.jpg': (b'', 'is empty (0 bytes)'),
-    'text.png': (b'this is no image', 'is truncated, damaged or no image that cv2'),
-    'half.jpg': (JPEG[: len(JPEG) * 2 // 3], 'is truncated: the JPEG has no end'),
-    'header.jpg': (JPEG[:100], 'is truncated: the JPEG has no end'),
-    'start.jpg': (JPEG[:3], 'is truncated: the JPEG has no end'),
-    'half.png': (encoded(IMAGE, 'PNG')[:100], 'is truncated, damaged'),
-    'half.bmp': (encoded(IMAGE, 'BMP')[:100], 'is truncated, damaged'),
-    'half.ppm': (encoded(IMAGE, 'PPM')[:100], 'is truncated, damaged'),
-    'half.tif': (encoded(IMAGE, 'TIFF')[:100], 'is truncated, damaged'),
+    'empty.jpg': b'',
+    'text.png': b'this is no image',
+    'half.jpg': JPEG[: len(JPEG) * 2 // 3],
+    'header.jpg': JPEG[:100],
+    'start.jpg': JPEG[:3],
+    'half.png': encoded(IMAGE, 'PNG')[:100],
+    'half.bmp': encoded(IMAGE, 'BMP')[:100],
+    'half.ppm': encoded(IMAGE, 'PPM')[:100],
+    'half.tif': encoded(IMAGE, 'TIFF')[:100],
 }
 
 
 @pytest.mark.parametrize('backend', ['cv2', 'pillow'])
 @pytest.mark.parametrize('name', BAD)
 def test_errors_name_the_file(name, backend, tmp_path):
-    content, message = BAD[name]
     path = tmp_path / name
-    path.write_bytes(content)
+    path.write_bytes(BAD[name])
     # Even the option for skipping such files skips none.
     for ignore_empty in (False, True):
         with pytest.raises(DataError) as caught:
             load(path, imdecode_backend=backend, ignore_empty=ignore_empty)
         text = str(caught.value)
-        assert text.startswith(f'image {path} {message.replace("cv2", backend)}')
+        assert text.startswith(f'image {path} is missing, empty, damaged or no image (')
         assert '\n' not in text
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(DataError, match=r'image .*none\.jpg cannot be read \(FileNotF'):
+    with pytest.raises(DataError, match=r'image .*none\.jpg is missing, .* \(FileNotF'):
         load(tmp_path / 'none.jpg', ignore_empty=True)
     # The first line of a list that an editor of Windows has saved.
     with pytest.raises(DataError, match='begins with a byte-order mark'):
         load(Path('\ufeffa.jpg'))
-
-
-@pytest.mark.parametrize('options', [{}, {'progressive': True}])
-def test_end_of_a_jpeg(options):
-    """Cut anywhere behind the header, also one that holds a thumbnail with an end."""
-    thumbnail = encoded(IMAGE.resize((8, 8)), 'JPEG')
-    content = encoded(IMAGE, 'JPEG', **options)
-    size = (len(thumbnail) + 2).to_bytes(2, 'big')
-    content = content[:2] + b'\xff\xe1' + size + thumbnail + content[2:]
-    assert np.asarray(Image.open(io.BytesIO(content))).shape == (30, 40, 3)
-    assert not is_cut_jpeg(content)
-    assert not is_cut_jpeg(content + b'anything')
-    for length in range(3, len(content)):
-        assert is_cut_jpeg(content[:length]), length
-    assert not is_cut_jpeg(b'')
-    assert not is_cut_jpeg(encoded(IMAGE, 'PNG'))
 
 
 class Files(BaseDataset):
@@ -179,4 +161,5 @@ def test_error_of_a_data_worker_is_one_line(num_workers, tmp_path):
     dataset = Files(ann_file=str(path), pipeline=[LoadImageFromFile(ignore_empty=True)])
     with pytest.raises(DataError) as caught:
         next(iter(DataLoader(dataset, num_workers=num_workers)))
-    assert str(caught.value) == f'image {path} is empty (0 bytes)'
+    text = str(caught.value)
+    assert text.startswith(f'image {path} is missing, empty,') and '\n' not in text

@@ -16,7 +16,6 @@ from mmpsvit.guard.fit import refuse_foreign_weights
 from mmpsvit.models.backbones.pyramid import build_pyramid, check_strides
 from mmpsvit.models.backbones.stem import STEM_STRIDE, Stem
 from mmpsvit.models.encoder_layer import EncoderLayer, trunc_normal_
-from mmpsvit.ops import channels_last
 from mmpsvit.registry import MODELS
 
 REQUIRED_ARCH_KEYS = ('embed_dims', 'num_layers', 'num_heads', 'feedforward_channels')
@@ -144,7 +143,7 @@ class PSViT(BaseBackbone):
         self.num_layers = arch['num_layers']
         self.out_type = out_type
         self.cls_token_only = out_type == 'cls_token'
-        self.out_strides = check_strides(out_strides, STEM_STRIDE)
+        self.out_strides = check_strides(out_strides)
         self.norm_eval = norm_eval
 
         self.stem = Stem(
@@ -217,13 +216,13 @@ class PSViT(BaseBackbone):
 
     def init_weights(self) -> None:
         """Initialise the weights: the class token here, the rest in the modules."""
-        if self.cls_token is not None:
+        if self.cls_token is not None and not self.is_init:
             trunc_normal_(self.cls_token)
         # Last, since a pretrained checkpoint overwrites everything.
         super().init_weights()
 
     def _frozen(self) -> list[nn.Module | nn.Parameter]:
-        """The modules and parameters that ``frozen_stages`` excludes from training."""
+        """The modules and parameters that are not trained."""
         frozen = []
         if self.frozen_stages >= 0:
             frozen.append(self.stem)
@@ -233,7 +232,10 @@ class PSViT(BaseBackbone):
             frozen.extend(self.layers[: self.frozen_stages - 1])
             if self.cls_token is not None:
                 frozen.append(self.cls_token)
-        if self.frozen_stages == 1 + len(self.layers):
+        # What no output comes from would have no gradient, at which DDP stops.
+        unused = self.layers[self.out_indices[-1] + 1 :]
+        frozen.extend(unused)
+        if unused or self.frozen_stages == 1 + len(self.layers):
             frozen.append(self.norm)
         return frozen
 
@@ -307,14 +309,12 @@ class PSViT(BaseBackbone):
                 x = self.norm(x)
             if index in self.out_indices:
                 outs.append(x)
+            if index == self.out_indices[-1]:
+                break
         return outs
 
     def _prepare_images(self, x: Tensor) -> Tensor:
-        """Check images, pad them to whole cells of the sampler's grid, lay them out.
-
-        channels_last images make the stem compute a channels_last map, from which
-        points are sampled without another copy.
-        """
+        """Check images, and pad them to whole cells of the sampler's grid."""
         if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
             raise ValueError(
                 f'x must have shape (B, {self.in_channels}, H, W) with at least one '
@@ -326,7 +326,7 @@ class PSViT(BaseBackbone):
         if stride is not None:
             height, width = x.shape[-2:]
             x = F.pad(x, (0, -width % stride, 0, -height % stride))
-        return channels_last(x)
+        return x
 
     def _format_output(self, x: Tensor) -> Tensor:
         if self.out_type == 'raw':

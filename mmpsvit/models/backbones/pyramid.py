@@ -8,20 +8,22 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmpsvit.models.backbones.stem import STEM_STRIDE
 
-def check_strides(strides: Sequence[int], smallest: int) -> tuple[int, ...]:
+
+def check_strides(strides: Sequence[int]) -> tuple[int, ...]:
     """Return valid strides as a tuple.
 
     Raises:
-        ValueError: If they are not increasing powers of two from ``smallest`` on.
+        ValueError: If they are not increasing powers of two from the stem's on.
     """
     valid = all(
-        isinstance(s, int) and s >= smallest and not s & (s - 1) for s in strides
+        isinstance(s, int) and s >= STEM_STRIDE and not s & (s - 1) for s in strides
     )
     if not strides or not valid or any(a >= b for a, b in itertools.pairwise(strides)):
         raise ValueError(
-            f'out_strides must be increasing powers of two from {smallest} on, got '
-            f'{strides}'
+            f'out_strides must be increasing powers of two from {STEM_STRIDE} on, '
+            f'got {strides}'
         )
     return tuple(strides)
 
@@ -60,7 +62,12 @@ def build_pyramid(
     for stride in strides:
         size = _size_at(stride, padded_size)
         dense = F.interpolate(grid, size, mode='bilinear', align_corners=False)
-        dense = dense + F.adaptive_avg_pool2d(feat, size).to(dense.dtype)
+        window = stride // STEM_STRIDE
+        # Not adaptive pooling, whose gradient is not deterministic on CUDA.
+        pooled = feat
+        if window > 1:
+            pooled = F.avg_pool2d(feat, window, ceil_mode=True, count_include_pad=False)
+        dense = dense + pooled.to(dense.dtype)
         height, width = _size_at(stride, image_size)
         maps.append(dense[..., :height, :width])
     return tuple(maps)

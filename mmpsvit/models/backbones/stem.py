@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mmpsvit.ops import conv7_as_conv4, conv_relu, is_compiling, may_restate
+from mmpsvit.ops import (
+    channels_last,
+    conv7_as_conv4,
+    conv_relu,
+    is_compiling,
+    may_restate,
+)
 from mmpsvit.registry import MODELS
 
 STEM_STRIDE = 4
@@ -85,7 +91,8 @@ class Stem(BaseModule):
                 return self.maxpool(conv_relu(images, weight, conv.bias))
             x = F.conv2d(images, weight, conv.bias)
         else:
-            x = conv(x)
+            # The map comes out channels_last too, and is sampled without another copy.
+            x = conv(channels_last(x))
         # The maximum first: the same values, and a quarter of them for the ReLU.
         return self.relu(self.maxpool(self.bn1(x)))
 
