@@ -9,6 +9,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, Runner
+from small import small_arch
 
 from mmpsvit.guard import DataError
 
@@ -16,14 +17,7 @@ NUMBERS = itertools.count()
 CLASSES = ['circle', 'square', 'star']
 TINY = dict(
     type='mmpsvit.PSViT',
-    arch=dict(
-        embed_dims=24,
-        num_layers=3,
-        num_heads=2,
-        feedforward_channels=24,
-        stem_base_channels=8,
-        stem_channels=(24, 24),
-    ),
+    arch=small_arch(num_layers=3),
     sampler=dict(num_iters=2, num_points=2),
 )
 PIPELINE = [

@@ -6,19 +6,17 @@ import torch
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
+from small import move_points
 
 from mmpsvit import ProgressiveSampling, SampledTokens
 
 SMALL = dict(embed_dims=24, num_heads=3, feedforward_channels=48)
 
 
-def moving(neck: ProgressiveSampling, std: float = 0.3) -> ProgressiveSampling:
-    """Randomise the offset layers, which are zero at first."""
+def moving(neck: ProgressiveSampling) -> ProgressiveSampling:
     torch.manual_seed(0)
     neck.init_weights()
-    for layer in neck.offset_layers:
-        torch.nn.init.normal_(layer.weight, std=std)
-        torch.nn.init.normal_(layer.bias, std=std)
+    move_points(neck, bias_std=0.3)
     return neck
 
 
@@ -167,9 +165,7 @@ def test_centered_offsets():
     torch.manual_seed(0)
     kwargs = dict(num_points=3, num_iters=3)
     free = ProgressiveSampling(24, 3, 48, **kwargs).double()
-    for layer in free.offset_layers:
-        torch.nn.init.normal_(layer.weight, std=0.3)
-        torch.nn.init.normal_(layer.bias)
+    move_points(free, bias_std=1.0)
     centered = ProgressiveSampling(24, 3, 48, center_offsets=True, **kwargs).double()
     centered.load_state_dict(free.state_dict())
     feat = torch.randn(2, 24, 8, 8, dtype=torch.float64)
