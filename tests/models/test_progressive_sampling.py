@@ -150,6 +150,14 @@ def test_gradient_through_points_ends_at_the_offset_layer():
     assert neck.offset_layers[0].weight.grad.abs().sum() > 0
 
 
+def test_layer_cfg():
+    neck = ProgressiveSampling(**SMALL, layer_cfg=dict(qkv_bias=True, num_fcs=3))
+    for layer in neck.layers:
+        assert layer.attn.qkv.bias is not None
+        linear = [m for m in layer.ffn.modules() if isinstance(m, torch.nn.Linear)]
+        assert len(linear) == 3
+
+
 def test_half_and_double_models():
     feat = torch.randn(1, 24, 16, 16)
     for dtype, precise in [(torch.bfloat16, torch.float32), (torch.float64,) * 2]:
@@ -192,6 +200,7 @@ def test_centered_offsets():
         (dict(point_stride=4), 'at least 8, got 4'),
         (dict(drop_path_rate=[0.1, 0.2]), 'num_iters = 4 numbers'),
         (dict(num_heads=5), 'multiple of num_heads, got 24 and 5'),
+        (dict(kernel='fast'), r"kernel must be one of .* got 'fast'"),
     ],
 )
 def test_bad_arguments(kwargs, message):
