@@ -2,6 +2,7 @@
 """What users get to read: mistakes in one line, remarks only where they are sure."""
 
 import argparse
+import runpy
 from collections import OrderedDict
 from pathlib import Path
 
@@ -80,6 +81,33 @@ def test_mistakes_are_one_line(arguments, message, load, capsys):
     assert line.count('\n') == 1
 
 
+@pytest.mark.parametrize(
+    ('config', 'options', 'expected'),
+    [
+        ('num_workers=2', [], (True, True)),
+        ('num_workers=0', [], (True, False)),
+        ('num_workers=2, pin_memory=False', [], (False, True)),
+        ('num_workers=2, persistent_workers=False', [], (True, False)),
+        ('num_workers=2, pin_memory=True', ['--no-pin-memory'], (False, True)),
+        (
+            'num_workers=2, persistent_workers=True',
+            ['--no-persistent-workers'],
+            (True, False),
+        ),
+    ],
+)
+def test_data_loaders_of_a_training(
+    config, options, expected, root, tmp_path, monkeypatch
+):
+    """What the config leaves open is filled in; options win over the config."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    (tmp_path / 'mine.py').write_text(f'train_dataloader = dict({config})')
+    monkeypatch.setattr('sys.argv', ['train.py', str(tmp_path / 'mine.py'), *options])
+    tool = runpy.run_path(str(root / 'tools' / 'train.py'))
+    loader = tool['parse_args']().train_dataloader
+    assert (loader.pin_memory, loader.persistent_workers) == expected
+
+
 def test_options_that_nothing_reads_are_told(load, capfd):
     load('--cfg-options', 'train_cfg.max_iters=2', 'randomness.seed=1', 'sync_bn=torch')
     assert 'WARNING' not in ''.join(capfd.readouterr())
@@ -123,7 +151,16 @@ def test_wrong_out_type_is_explained_after_the_failure(scope, tmp_path):
     cfg.model.backbone.out_type = 'featmap'
     with pytest.raises(RunError) as caught, one_line_errors(cfg):
         Detector()(torch.ones(1))
-    assert "set 'featmap'" not in str(caught.value)
+    assert 'out_type is' not in str(caught.value)
+    # A linear head takes no maps, also below test-time augmentation.
+    del cfg.model.neck
+    cfg.model.head = dict(type='PSViTClsHead')
+    for model in (cfg.model, dict(type='ClsTTA', module=cfg.model)):
+        cfg.model = model
+        with pytest.raises(RunError) as caught, one_line_errors(cfg):
+            Detector()(torch.ones(1))
+        message = "out_type is 'featmap': a linear head takes vectors, set 'cls_token'"
+        assert message in str(caught.value)
 
 
 def detector(mean: list, std: list, **changes) -> Config:

@@ -233,6 +233,21 @@ def test_damaged_and_missing_files(tmp_path):
             load_checkpoint(text)
     with pytest.raises(MissingCheckpointError, match=r'missing\.pth does not exist'):
         load_checkpoint(tmp_path / 'missing.pth')
+    with pytest.raises(CheckpointError, match=r'checkpoint .* is a folder, not a file'):
+        load_checkpoint(tmp_path)
+
+
+def test_no_loader_of_mmengine_is_left(restore_loaders):
+    use_safe_loading()
+    modules = {loader.__module__ for loader in CheckpointLoader._schemes.values()}
+    assert modules == {'mmpsvit.guard.checkpoint'}
+
+
+@pytest.mark.parametrize('scheme', ['torchvision', 'mmcls', 'open-mmlab'])
+def test_unknown_names(scheme, restore_loaders):
+    use_safe_loading()
+    with pytest.raises(MissingCheckpointError, match='MMEngine knows no psvit'):
+        CheckpointLoader.load_checkpoint(f'{scheme}://psvit')
 
 
 def test_download_is_safe_too(tmp_path, restore_loaders, monkeypatch):

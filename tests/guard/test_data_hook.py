@@ -4,26 +4,24 @@
 import itertools
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, Runner
+from mmengine.structures import BaseDataElement, InstanceData
+from small import small_arch
+from torch import nn
 
-from mmpsvit.guard import DataError
+from mmpsvit.guard import DataError, DataHook
 
 NUMBERS = itertools.count()
 CLASSES = ['circle', 'square', 'star']
 TINY = dict(
     type='mmpsvit.PSViT',
-    arch=dict(
-        embed_dims=24,
-        num_layers=3,
-        num_heads=2,
-        feedforward_channels=24,
-        stem_base_channels=8,
-        stem_channels=(24, 24),
-    ),
+    arch=small_arch(num_layers=3),
     sampler=dict(num_iters=2, num_points=2),
 )
 PIPELINE = [
@@ -105,6 +103,48 @@ def test_label_out_of_range(label, train, folder):
     )
     with pytest.raises(DataError, match=message):
         train(lines(folder, 0, label))
+
+
+def one_stage(head: nn.Module) -> dict:
+    return dict(bbox_head=head)
+
+
+def two_stages(head: nn.Module) -> dict:
+    return dict(roi_head=nn.ModuleDict(one_stage(head)))
+
+
+def cascade(head: nn.Module) -> dict:
+    return two_stages(nn.ModuleList([head, nn.Identity()]))
+
+
+@pytest.mark.parametrize('kind', [one_stage, two_stages, cascade])
+def test_label_of_a_box_out_of_range(kind):
+    """In a detector, and in what MMDetection's images are made of."""
+    head = nn.Identity()
+    head.num_classes = 3
+    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=[]))
+    runner = SimpleNamespace(
+        model=nn.Module(), train_dataloader=None, train_loop=loop, val_loop=None
+    )
+    for name, module in kind(head).items():
+        runner.model.add_module(name, module)
+    hook = DataHook()
+    hook.before_train(runner)
+
+    def see(*labels: list) -> None:
+        samples = [
+            BaseDataElement(
+                metainfo=dict(img_path=f'{index}.jpg'),
+                gt_instances=InstanceData(labels=torch.tensor(each, dtype=torch.int64)),
+            )
+            for index, each in enumerate(labels)
+        ]
+        hook.before_train_iter(runner, 0, dict(data_samples=samples))
+
+    see([0, 2], [])
+    message = r'1\.jpg has the label \[0, 3\], the model has 3 classes'
+    with pytest.raises(DataError, match=message):
+        see([2], [0, 3])
 
 
 class OwnValLoop(BaseLoop):

@@ -76,6 +76,24 @@ def test_stopped_training_ends_the_same(by_epoch, num_workers, stops, tmp_path):
         assert 'does not end exactly' not in read_warnings(tmp_path / folder)
 
 
+def test_checkpoints_in_another_folder(tmp_path):
+    """They are as in the work dir, from where they are found and removed."""
+
+    def train(folder: str, last_iter: int | None = None, **changes) -> list[int]:
+        recorder = Recorder(last_iter)
+        with contextlib.suppress(Killed):
+            make_runner(tmp_path / folder, recorder=recorder, **changes).train()
+        return [*recorder.scores]
+
+    train('alone')
+    options = {'default_hooks.checkpoint.out_dir': str(tmp_path / 'out')}
+    assert train('work', 10, **options) == [3, 6, 9]
+    # It does not begin anew.
+    assert train('work', resume=True, **options) == [9, 12]
+    assert_same(read(tmp_path / 'out' / 'work'), read(tmp_path / 'alone'))
+    assert not [*(tmp_path / 'work').glob('*.pth')]
+
+
 def test_killed_at_any_access_to_files(tmp_path, monkeypatch):
     options = {'train_cfg.max_epochs': 2, 'default_hooks.checkpoint.max_keep_ckpts': 1}
     make_runner(tmp_path / 'alone', **options).train()
@@ -172,14 +190,18 @@ class Batches(list):
 
 
 @pytest.mark.parametrize('by_epoch', [True, False])
-def test_loader_of_others(by_epoch, tmp_path):
+def test_loader_of_others(by_epoch, tmp_path, monkeypatch):
     """MMEngine takes any iterable that has a data set."""
-    for resume in (False, True):
-        runner = make_runner(tmp_path, by_epoch, resume=resume)
+    # MMEngine waits for two seconds whenever it begins with it again.
+    monkeypatch.setattr('time.sleep', lambda seconds: None)
+    half = {'train_cfg.max_epochs': 2} if by_epoch else {'train_cfg.max_iters': 6}
+    for resume, changes in ((False, half), (True, {})):
+        runner = make_runner(tmp_path, by_epoch, resume=resume, **changes)
         runner.register_hook(DataHook())
         vectors = list(torch.zeros(4, 4))
         runner._train_dataloader = Batches([dict(inputs=vectors)] * 2)
         runner.train()
+    assert runner.iter == (2 * EPOCHS if by_epoch else ITERATIONS)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +227,11 @@ def test_loader_of_others(by_epoch, tmp_path):
             {},
             {'param_scheduler.T_max': 50},
             'CosineAnnealingLR goes on as the checkpoint has it, with T_max=99 and not',
+        ),
+        (
+            {},
+            {'param_scheduler': [dict(type='ConstantLR', by_epoch=False)] * 2},
+            'there are 2 schedules, the checkpoint has 1',
         ),
         ({'optimizer': None}, {}, 'has no state of the optimizer'),
         ({'resume_state': None}, {}, 'has no random state'),

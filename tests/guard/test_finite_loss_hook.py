@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from small_training import Recorder, make_runner, read
 
-from mmpsvit.guard import FiniteLossHook, NonFiniteLossError
+from mmpsvit.guard import FiniteLossHook, NonFiniteLossError, load_checkpoint
 
 
 class Spoil(Recorder):
@@ -72,6 +72,40 @@ def test_weights_whose_average_does_not_show_it_yet(tmp_path):
     with pytest.raises(NonFiniteLossError, match=r'iteration 6 the weight layers\.3'):
         train(tmp_path, Spoil(5, math.inf, after=True), average=average)
     assert not (tmp_path / 'iter_6.pth').exists()
+
+
+def test_buffers_may_be_infinite(tmp_path):
+    """As masks of attention are, also in the average of the weights."""
+    changes = {'default_hooks.finite_loss.type': 'mmpsvit.FiniteLossHook'}
+    runner = make_runner(tmp_path, by_epoch=False, **changes)
+    runner.model.register_buffer('mask', torch.tensor(-math.inf))
+    runner.train()
+    assert load_checkpoint(tmp_path / 'iter_12.pth')['state_dict']['mask'] == -math.inf
+
+
+@pytest.mark.parametrize('version', [1, 2])
+def test_sharded_weights(version, tmp_path):
+    """What this process has of a weight, as both versions of FSDP hand it over."""
+
+    def shard(*values: float) -> SimpleNamespace:
+        part = torch.tensor(values)
+        if version == 2:
+            return SimpleNamespace(to_local=lambda: part)
+        shards = [SimpleNamespace(tensor=half) for half in part.chunk(2)]
+        return SimpleNamespace(local_shards=lambda: shards)
+
+    def save(**state) -> None:
+        checkpoint = dict(state_dict=state, meta=dict(iter=4))
+        FiniteLossHook().before_save_checkpoint(runner, checkpoint)
+
+    inner = torch.nn.Module()
+    inner.register_buffer('mask', torch.tensor(-math.inf))
+    # The first version of FSDP puts its wrapper into names, but not in checkpoints.
+    model = torch.nn.ModuleDict(dict(_fsdp_wrapped_module=inner))
+    runner = SimpleNamespace(model=model, work_dir=str(tmp_path))
+    save(weight=shard(1, 2), mask=shard(-math.inf))
+    with pytest.raises(NonFiniteLossError, match='after iteration 4 the weight bias'):
+        save(weight=shard(1, 2), bias=shard(1, math.nan))
 
 
 def test_last_iteration_without_checkpoints(tmp_path):

@@ -130,9 +130,11 @@ def test_init_cfg_of_a_file_in_another_form(make, tmp_path):
         make(Model(init_cfg=dict(type='Pretrained', checkpoint=str(file)))).train()
 
 
-def test_init_cfg_that_fits(make, saved):
+@pytest.mark.parametrize('prefix', [None, 'net', 'net.'])
+def test_init_cfg_that_fits(prefix, make, saved):
     first = Model()
-    init_cfg = dict(type='Pretrained', checkpoint=saved(first))
+    file = saved(nn.ModuleDict(dict(net=first)) if prefix else first)
+    init_cfg = dict(type='Pretrained', checkpoint=file, prefix=prefix)
     runner = make(Model(classes=5, init_cfg=init_cfg))
     runner.train()
     assert torch.equal(runner.model.backbone[0].weight, first.backbone[0].weight)

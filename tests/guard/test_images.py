@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mmcv.transforms import LoadImageFromFile as MMCVLoader
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, Compose
 from mmengine.registry import DefaultScope
@@ -96,6 +97,25 @@ def test_treatment_of_odd_files(name, tmp_path):
     assert results['img_shape'] == results['ori_shape'] == expected.shape[:2]
     difference = np.abs(results['img'][..., ::-1].astype(int) - expected)
     assert difference.max() <= tolerance
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(to_float32=True),
+        dict(color_type='grayscale'),
+        dict(color_type='unchanged'),
+        dict(color_type='unchanged', imdecode_backend='pillow', to_float32=True),
+    ],
+    ids=str,
+)
+def test_options_are_those_of_mmcv(options, tmp_path):
+    path = tmp_path / 'rgba.png'
+    path.write_bytes(GOOD['rgba.png'][0])
+    ours, right = load(path, **options), MMCVLoader(**options)(dict(img_path=str(path)))
+    assert ours['img'].dtype == right['img'].dtype
+    np.testing.assert_array_equal(ours.pop('img'), right.pop('img'))
+    assert ours == right
 
 
 @pytest.mark.parametrize('name', GOOD)

@@ -3,20 +3,12 @@
 
 import pytest
 import torch
+from small import move_points, small_arch
 from stack import needs_new_torch
 
 from mmpsvit import PSViT
 
 pytestmark = needs_new_torch
-
-ARCH = dict(
-    embed_dims=24,
-    num_layers=4,
-    num_heads=3,
-    feedforward_channels=48,
-    stem_base_channels=8,
-    stem_channels=(24,),
-)
 
 
 @pytest.mark.parametrize(
@@ -33,9 +25,8 @@ def test_one_graph(kwargs, train):
     """Without the code generation, which takes minutes on a CPU."""
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model = PSViT(ARCH, **kwargs).double()
-    for layer in model.sampler.offset_layers:
-        torch.nn.init.normal_(layer.weight, std=0.3)
+    model = PSViT(small_arch(), **kwargs).double()
+    move_points(model.sampler)
     model.train(train)
     images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
     compiled = torch.compile(model, backend='aot_eager', fullgraph=True)

@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from small import move_points, small_arch
 from stack import needs_new_torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -21,13 +22,8 @@ pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA'),
 ]
-ARCH = dict(
-    embed_dims=48,
-    num_layers=4,
-    num_heads=3,
-    feedforward_channels=96,
-    stem_base_channels=16,
-    stem_channels=(48,),
+ARCH = small_arch(
+    embed_dims=48, feedforward_channels=96, stem_base_channels=16, stem_channels=(48,)
 )
 
 
@@ -36,8 +32,7 @@ def make_network(kernel: str = 'mmcv', **kwargs) -> nn.Sequential:
     torch.manual_seed(0)
     sampler = dict(num_points=7, num_iters=3, kernel=kernel)
     backbone = PSViT(ARCH, sampler=sampler, **kwargs)
-    for layer in backbone.sampler.offset_layers:
-        nn.init.normal_(layer.weight, std=0.3)
+    move_points(backbone.sampler)
     return nn.Sequential(backbone, PSViTClsHead(10, 48)).to(DEVICE).train()
 
 

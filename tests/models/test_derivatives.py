@@ -1,8 +1,9 @@
 # Copyright (c) mmpsvit contributors.
-"""Derivatives by ``torch.func``, a second backward pass, and second derivatives."""
+"""Derivatives by ``torch.func``, and a second backward pass."""
 
 import pytest
 import torch
+from small import move_points, small_arch
 from stack import needs_new_torch
 from torch.func import functional_call, grad, vmap
 
@@ -12,21 +13,12 @@ from mmpsvit import PSViT
 @pytest.fixture
 def backbone(request) -> PSViT:
     torch.manual_seed(0)
-    arch = dict(
-        embed_dims=24,
-        num_layers=4,
-        num_heads=3,
-        feedforward_channels=48,
-        stem_base_channels=8,
-        stem_channels=(24,),
-    )
     backbone = PSViT(
-        arch,
+        small_arch(),
         sampler=dict(num_points=3, num_iters=3),
         with_cp=getattr(request, 'param', False),
     )
-    for layer in backbone.sampler.offset_layers:
-        torch.nn.init.normal_(layer.weight, std=0.3)
+    move_points(backbone.sampler)
     return backbone.double()
 
 
@@ -71,12 +63,3 @@ def test_two_backward_passes_through_one_graph(backbone, images):
     (out[:, :12].sum() + 2 * out[:, 12:].sum()).backward()
     for name, parameter in backbone.named_parameters():
         torch.testing.assert_close(twice[name], parameter.grad, atol=1e-9, rtol=1e-7)
-
-
-def test_second_derivatives_are_refused(backbone, images):
-    """They would lack what the sampling contributes."""
-    images.requires_grad_()
-    loss = backbone(images)[0].square().sum()
-    (gradient,) = torch.autograd.grad(loss, images, create_graph=True)
-    with pytest.raises(RuntimeError):
-        gradient.square().sum().backward()

@@ -6,27 +6,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small import small_arch
 from stack import needs_new_torch
 from torch import nn
 
 from mmpsvit import ProgressiveSampling, PSViT
 from mmpsvit.engine import ElasticPointsHook
 
-ARCH = dict(
-    embed_dims=24,
-    num_layers=3,
-    num_heads=3,
-    feedforward_channels=48,
-    stem_base_channels=8,
-    stem_channels=(24,),
-)
 CHOICES = [2, 3, 4]
 
 
 def make_backbone(num_points=CHOICES, **kwargs) -> PSViT:
     torch.manual_seed(0)
     sampler = dict(num_points=num_points, num_iters=2)
-    return PSViT(ARCH, sampler=sampler, **kwargs)
+    return PSViT(small_arch(num_layers=3), sampler=sampler, **kwargs)
 
 
 @pytest.mark.parametrize(

@@ -7,20 +7,14 @@ import sys
 import pytest
 import torch
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
+from small import small_arch
 from stack import NEW_TORCH
 from torch import Tensor
 
 from mmpsvit import PSViT
 from mmpsvit.models.encoder_layer import DropPath, EncoderLayer
 
-ARCH = dict(
-    embed_dims=24,
-    num_layers=5,
-    num_heads=3,
-    feedforward_channels=48,
-    stem_base_channels=8,
-    stem_channels=(16, 24),
-)
+ARCH = small_arch(num_layers=5, stem_channels=(16, 24))
 
 
 def gradients(module: torch.nn.Module, out: Tensor) -> dict[str, Tensor]:

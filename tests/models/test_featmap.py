@@ -3,29 +3,19 @@
 
 import pytest
 import torch
+from small import move_points, small_arch
 from torch.nn import functional as F
 
 from mmpsvit import PSViT
 from mmpsvit.models.backbones.pyramid import build_pyramid
 
-ARCH = dict(
-    embed_dims=24,
-    num_layers=4,
-    num_heads=3,
-    feedforward_channels=48,
-    stem_base_channels=8,
-    stem_channels=(24,),
-)
-
 
 def build(**kwargs) -> PSViT:
     torch.manual_seed(0)
     kwargs.setdefault('sampler', dict(point_stride=16, num_iters=2))
-    model = PSViT(ARCH, out_type='featmap', **kwargs)
+    model = PSViT(small_arch(), out_type='featmap', **kwargs)
     model.init_weights()
-    for layer in model.sampler.offset_layers:
-        torch.nn.init.normal_(layer.weight, std=0.3)
-        torch.nn.init.normal_(layer.bias)
+    move_points(model.sampler, bias_std=1.0)
     return model.eval()
 
 
@@ -68,7 +58,7 @@ def test_every_parameter_gets_a_gradient(with_cls_token):
 
 
 def test_no_parameters_and_classifier_weights_load():
-    classifier = PSViT(ARCH, sampler=dict(num_iters=2))
+    classifier = PSViT(small_arch(), sampler=dict(num_iters=2))
     model = build()
     model.load_state_dict(classifier.state_dict())
     without = build(with_cls_token=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from small import move_points, small_arch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
@@ -25,19 +26,10 @@ STEPS = 3
 def make_network() -> nn.Module:
     """A small network whose points move, the same in every process."""
     torch.manual_seed(0)
-    arch = dict(
-        embed_dims=24,
-        num_layers=4,
-        num_heads=3,
-        feedforward_channels=48,
-        stem_base_channels=8,
-        stem_channels=(24,),
-    )
     sampler = dict(num_points=4, num_iters=2)
     # BatchNorm's statistics would be those of each process.
-    backbone = PSViT(arch, sampler=sampler, norm_eval=True)
-    for layer in backbone.sampler.offset_layers:
-        nn.init.normal_(layer.weight, std=0.3)
+    backbone = PSViT(small_arch(), sampler=sampler, norm_eval=True)
+    move_points(backbone.sampler)
     return nn.Sequential(backbone, PSViTClsHead(5, 24)).train()
 
 

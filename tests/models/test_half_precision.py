@@ -3,24 +3,21 @@
 
 import pytest
 import torch
+from small import move_points
 from stack import skip_without_autocast
 
 from mmpsvit import ProgressiveSampling
-from mmpsvit.ops import sample_points
-
-HALF = [torch.float16, torch.bfloat16]
 
 
 @pytest.mark.parametrize('size', [56, 256])
-@pytest.mark.parametrize('dtype', HALF)
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_points_of_given_tokens(size, dtype, monkeypatch):
     """The same tokens move the points to the same places, to 1e-3 of a pixel."""
     skip_without_autocast(dtype)
     torch.manual_seed(0)
     neck = ProgressiveSampling(24, 3, 48, num_iters=4).eval()
     neck.init_weights()
-    for layer in neck.offset_layers:
-        torch.nn.init.normal_(layer.weight, std=size / 20)
+    move_points(neck, std=size / 20)
     # Tokens that depend on neither map nor points: those of single precision.
     given = iter([torch.randn(2, 196, 24) for _ in range(4)] * 2)
     monkeypatch.setattr(type(neck.layers[0]), 'forward', lambda self, x: next(given))
@@ -35,20 +32,3 @@ def test_points_of_given_tokens(size, dtype, monkeypatch):
     torch.testing.assert_close(
         actual.trajectory, expected.trajectory, rtol=0, atol=1e-3
     )
-
-
-@pytest.mark.parametrize('size', [56, 256])
-@pytest.mark.parametrize('dtype', HALF)
-def test_samples_at_given_points(size, dtype):
-    """They are as exact as the map: rounding a sample once is all that is lost."""
-    skip_without_autocast(dtype)
-    torch.manual_seed(0)
-    feat = torch.randn(1, 8, size, size, dtype=torch.float64)
-    points = torch.rand(1, 300, 2) * size
-    expected = sample_points(feat, points.double())
-    with torch.autocast('cpu', dtype):
-        actual = sample_points(feat.to(dtype), points)
-    # A rounded map and a rounded result, each by half a step of its largest number.
-    allowed = torch.finfo(dtype).eps * feat.abs().max()
-    assert actual.dtype == dtype
-    assert (actual.double() - expected).abs().max() <= allowed

@@ -4,20 +4,13 @@
 import pytest
 import torch
 from mmpretrain.models.peft import LoRAModel
+from small import move_points, small_arch
 from torch import nn
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from mmpsvit import ProgressiveSampling, PSViT
 
-ARCH = dict(
-    embed_dims=24,
-    num_layers=4,
-    num_heads=3,
-    feedforward_channels=48,
-    stem_base_channels=8,
-    stem_channels=(24,),
-)
 SAMPLER = dict(num_points=3, num_iters=3)
 # The layers that read or move points.
 POINT_LAYERS = ['position_layer', 'offset_layers.0', 'offset_layers.1']
@@ -26,10 +19,9 @@ POINT_LAYERS = ['position_layer', 'offset_layers.0', 'offset_layers.1']
 @pytest.fixture
 def backbone() -> PSViT:
     torch.manual_seed(0)
-    backbone = PSViT(ARCH, sampler=SAMPLER)
+    backbone = PSViT(small_arch(), sampler=SAMPLER)
     backbone.init_weights()
-    for layer in backbone.sampler.offset_layers:
-        nn.init.normal_(layer.weight, std=0.3)
+    move_points(backbone.sampler)
     return backbone.eval()
 
 
@@ -81,7 +73,7 @@ def test_weight_norm(backbone, images):
 
 @pytest.mark.parametrize('target', ['.*qkv', *POINT_LAYERS])
 def test_lora(images, target):
-    cfg = dict(type='mmpsvit.PSViT', arch=ARCH, sampler=SAMPLER)
+    cfg = dict(type='mmpsvit.PSViT', arch=small_arch(), sampler=SAMPLER)
     lora = LoRAModel(cfg, rank=2, targets=[dict(type=target)]).eval()
     # Points that have not moved lie so that moving them changes something.
     before = lora(images)[0]

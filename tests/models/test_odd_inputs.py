@@ -7,17 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from small import move_points, small_arch
 
 from mmpsvit import PSViT
 
-ARCH = dict(
-    embed_dims=24,
-    num_layers=6,
-    num_heads=3,
-    feedforward_channels=48,
-    stem_base_channels=8,
-    stem_channels=(16, 24),
-)
+ARCH = small_arch(num_layers=6, stem_channels=(16, 24))
 NETWORKS = {
     'points': dict(),
     'stride': dict(sampler=dict(point_stride=16)),
@@ -29,8 +23,7 @@ NETWORKS = {
 def make(kind: str) -> PSViT:
     torch.manual_seed(0)
     backbone = PSViT(ARCH, **NETWORKS[kind])
-    for layer in backbone.sampler.offset_layers:
-        torch.nn.init.normal_(layer.weight, std=0.1)
+    move_points(backbone.sampler, std=0.1)
     return backbone.eval()
 
 

@@ -6,19 +6,17 @@ import torch
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
+from small import move_points
 
 from mmpsvit import ProgressiveSampling, SampledTokens
 
 SMALL = dict(embed_dims=24, num_heads=3, feedforward_channels=48)
 
 
-def moving(neck: ProgressiveSampling, std: float = 0.3) -> ProgressiveSampling:
-    """Randomise the offset layers, which are zero at first."""
+def moving(neck: ProgressiveSampling) -> ProgressiveSampling:
     torch.manual_seed(0)
     neck.init_weights()
-    for layer in neck.offset_layers:
-        torch.nn.init.normal_(layer.weight, std=std)
-        torch.nn.init.normal_(layer.bias, std=std)
+    move_points(neck, bias_std=0.3)
     return neck
 
 
@@ -152,6 +150,14 @@ def test_gradient_through_points_ends_at_the_offset_layer():
     assert neck.offset_layers[0].weight.grad.abs().sum() > 0
 
 
+def test_layer_cfg():
+    neck = ProgressiveSampling(**SMALL, layer_cfg=dict(qkv_bias=True, num_fcs=3))
+    for layer in neck.layers:
+        assert layer.attn.qkv.bias is not None
+        linear = [m for m in layer.ffn.modules() if isinstance(m, torch.nn.Linear)]
+        assert len(linear) == 3
+
+
 def test_half_and_double_models():
     feat = torch.randn(1, 24, 16, 16)
     for dtype, precise in [(torch.bfloat16, torch.float32), (torch.float64,) * 2]:
@@ -167,9 +173,7 @@ def test_centered_offsets():
     torch.manual_seed(0)
     kwargs = dict(num_points=3, num_iters=3)
     free = ProgressiveSampling(24, 3, 48, **kwargs).double()
-    for layer in free.offset_layers:
-        torch.nn.init.normal_(layer.weight, std=0.3)
-        torch.nn.init.normal_(layer.bias)
+    move_points(free, bias_std=1.0)
     centered = ProgressiveSampling(24, 3, 48, center_offsets=True, **kwargs).double()
     centered.load_state_dict(free.state_dict())
     feat = torch.randn(2, 24, 8, 8, dtype=torch.float64)
@@ -196,6 +200,7 @@ def test_centered_offsets():
         (dict(point_stride=4), 'at least 8, got 4'),
         (dict(drop_path_rate=[0.1, 0.2]), 'num_iters = 4 numbers'),
         (dict(num_heads=5), 'multiple of num_heads, got 24 and 5'),
+        (dict(kernel='fast'), r"kernel must be one of .* got 'fast'"),
     ],
 )
 def test_bad_arguments(kwargs, message):

@@ -4,20 +4,14 @@
 import pytest
 import torch
 from mmengine.runner import load_checkpoint
+from small import move_points, small_arch
 from stack import skip_without_autocast
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmpsvit import PSViT, PSViTClsHead
 from mmpsvit.guard.fit import CheckpointMisfitError
 
-ARCH = dict(
-    embed_dims=24,
-    num_layers=6,
-    num_heads=3,
-    feedforward_channels=48,
-    stem_base_channels=8,
-    stem_channels=(16, 24),
-)
+ARCH = small_arch(num_layers=6, stem_channels=(16, 24))
 
 
 def small(**kwargs) -> PSViT:
@@ -26,9 +20,7 @@ def small(**kwargs) -> PSViT:
     kwargs.setdefault('sampler', dict(num_points=4))
     backbone = PSViT(ARCH, **kwargs)
     backbone.init_weights()
-    for layer in backbone.sampler.offset_layers:
-        torch.nn.init.normal_(layer.weight, std=0.1)
-        torch.nn.init.normal_(layer.bias, std=0.1)
+    move_points(backbone.sampler, std=0.1, bias_std=0.1)
     return backbone
 
 

@@ -19,6 +19,14 @@ def test_pooling():
         assert head((tokens,)).shape == (2, 3)
 
 
+def test_hidden_layer():
+    head = PSViTClsHead(3, 8, pool='mean', hidden_dim=5, act_cfg=dict(type='ReLU'))
+    tokens = torch.randn(2, 5, 8)
+    hidden = head.layers.pre_logits(tokens.mean(1)).relu()
+    assert hidden.shape == (2, 5)
+    assert torch.equal(head((tokens,)), head.layers.head(hidden))
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"pool must be one of .* got 'max'"):
         PSViTClsHead(3, 8, pool='max')

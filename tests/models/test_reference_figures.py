@@ -5,7 +5,8 @@ In those, two-vectors are (y, x) and tokens are column-major: point i has x inde
 i // 7 and y index i % 7.
 """
 
-import re
+import importlib.util
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,41 +18,28 @@ POINTS = 7
 # Row-major position of each official token, and the other way round.
 ORDER = torch.arange(POINTS**2).view(POINTS, POINTS).t().flatten()
 
-RENAMES = [
-    (r'^stem\.0\.', 'stem.conv1.'),
-    (r'^stem\.1\.', 'stem.bn1.'),
-    (r'^stem\.4\.', 'stem.blocks.0.'),
-    (r'^stem\.5\.', 'stem.blocks.1.'),
-    (r'^pos_layer\.', 'sampler.position_layer.'),
-    (r'^ps_layers\.(\d)\.offset_layer\.', r'sampler.offset_layers.\1.'),
-    (r'^ps_layers\.(\d)\.transformer_layer\.', r'sampler.layers.\1.'),
-    (r'^trans_layers\.', 'layers.'),
-    (r'\.norm(\d)\.', r'.ln\1.'),
-    (r'\.mlp\.fc1\.', '.ffn.layers.0.0.'),
-    (r'\.mlp\.fc2\.', '.ffn.layers.1.'),
-    (r'^head\.', 'head.layers.head.'),
-]
 
-
-def rename(key: str) -> str:
-    for pattern, new in RENAMES:
-        key = re.sub(pattern, new, key)
-    return key
-
-
-def swap_axes(key: str, value: torch.Tensor) -> torch.Tensor:
-    """(y, x) to (x, y) in the layers that read or write points."""
-    if 'offset_layer' in key:
-        return value.flip(0)
-    if key == 'pos_layer.weight':
-        return value.flip(1)
-    return value
+@pytest.fixture(scope='module')
+def converter(root) -> ModuleType:
+    """The tool that converts the authors' weights, as a module."""
+    path = root / 'tools' / 'model_converters' / 'psvit_to_mmpretrain.py'
+    spec = importlib.util.spec_from_file_location('converter', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope='module')
 def figures(root):
     with np.load(root / 'tests' / 'data' / 'psvit_tiny_float64.npz') as file:
         return {key: torch.from_numpy(file[key]) for key in file}
+
+
+def parts(figures: dict, prefix: str) -> dict:
+    """The figures of one kind, under the official names."""
+    return {
+        k.removeprefix(prefix): v for k, v in figures.items() if k.startswith(prefix)
+    }
 
 
 class Network(torch.nn.Module):
@@ -74,17 +62,10 @@ class Network(torch.nn.Module):
 
 
 @pytest.fixture
-def network(figures):
+def network(figures, converter):
     network = Network().double().eval()
-    state = {}
-    for key, value in figures.items():
-        name = key.removeprefix('state/')
-        # point_coord is derived; the other copies of the position layer are shared.
-        if name == key or name == 'point_coord' or '.position_layer.' in name:
-            continue
-        prefix = '' if name.startswith('head.') else 'backbone.'
-        state[prefix + rename(name)] = swap_axes(name, value)
-    network.load_state_dict(state)
+    weights, _ = converter.convert(parts(figures, 'state/'))
+    network.load_state_dict(weights)
     return network
 
 
@@ -111,7 +92,7 @@ def test_tokens_points_and_logits(figures, network):
 
 
 @pytest.mark.parametrize('with_cp', [False, True])
-def test_gradients(figures, network, with_cp):
+def test_gradients(figures, network, converter, with_cp):
     if with_cp:
         state = network.state_dict()
         network = Network(with_cp=True, norm_eval=True).double().train()
@@ -121,16 +102,11 @@ def test_gradients(figures, network, with_cp):
 
     assert (images.grad - figures['out/grad_input']).abs().max() < 1e-8
     gradients = {key: param.grad for key, param in network.named_parameters()}
-    checked = 0
-    for key, value in figures.items():
-        name = key.removeprefix('out/grad/')
-        if name == key:
-            continue
-        prefix = '' if name.startswith('head.') else 'backbone.'
-        gradient = gradients[prefix + rename(name)]
-        assert (gradient - swap_axes(name, value)).abs().max() < 1e-8, name
-        checked += 1
-    assert checked == 8
+    expected = parts(figures, 'out/grad/')
+    assert len(expected) == 8
+    for name, value in expected.items():
+        ours = gradients[converter.convert_name(name)]
+        assert (ours - converter.swap_axes(name, value)).abs().max() < 1e-8, name
 
 
 @pytest.mark.cuda

@@ -1,12 +1,40 @@
 # Copyright (c) mmpsvit contributors.
-"""The operators, slow and obvious."""
+"""The operators, slow and obvious, and coordinates of every kind."""
 
 import itertools
 import math
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
+
+EXTREMES = [
+    *(math.nan, math.inf, -math.inf, 1e30, -1e30, 2.0**31, -0.0),
+    # Subnormal numbers of both precisions, and the smallest normal ones
+    *(sign * value for sign in (1, -1) for value in (1e-45, 5e-324, 1.2e-38, 2.3e-308)),
+]
+
+
+def beside(number: int, precision: type[np.floating], side: float) -> float:
+    """The next float below or above a number."""
+    return float(np.nextafter(precision(number), precision(side)))
+
+
+# For maps of up to 8 x 8 pixels: inside, on pixels and borders, just beside those, near
+# and far outside, nowhere.
+coordinates = st.one_of(
+    st.floats(-4, 12, width=32),
+    st.integers(-2, 9).map(float),
+    st.floats(),
+    st.sampled_from(EXTREMES),
+    st.builds(
+        beside,
+        st.integers(-2, 9),
+        st.sampled_from([np.float32, np.float64]),
+        st.sampled_from([-math.inf, math.inf]),
+    ),
+)
 
 
 def sample_reference(feat: np.ndarray, points: np.ndarray) -> np.ndarray:

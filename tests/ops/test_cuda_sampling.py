@@ -69,16 +69,23 @@ def test_dtypes_under_autocast(dtype, channels, kernel):
     check_all(actual, expected, dtype)
 
 
-@pytest.mark.parametrize('batch', [1, 3, 7, 65, 100])
-@pytest.mark.parametrize('images_per_call', [None, 3])
-def test_odd_batch_sizes(batch, images_per_call, monkeypatch):
+@pytest.mark.parametrize(
+    'sizes',
+    # The last is B/14's.
+    [*((batch, 32, 9, 16) for batch in (1, 3, 7, 65, 100)), (32, 384, 56, 196)],
+)
+@pytest.mark.parametrize(
+    ('kernel', 'images_per_call'), [*((name, None) for name in KERNELS), ('mmcv', 3)]
+)
+def test_batch_sizes(sizes, images_per_call, kernel, monkeypatch):
     """mmcv wants a batch to be a multiple of im2col_step, or smaller than it."""
-    feat, points, grad = make(batch, 32, 9, 16)
+    assert kernels.has_mmcv()
+    feat, points, grad = make(*sizes)
     if images_per_call:
         limit = images_per_call * feat[0].numel()
         monkeypatch.setattr(kernels, 'MAX_ELEMENTS', limit)
     expected = gradients(feat.double(), points.double(), grad.double())
-    actual = gradients(feat.to(DEVICE), points.to(DEVICE), grad.to(DEVICE))
+    actual = gradients(feat.to(DEVICE), points.to(DEVICE), grad.to(DEVICE), kernel)
     check_all(actual, expected, torch.float32)
 
 

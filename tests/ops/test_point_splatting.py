@@ -1,13 +1,11 @@
 # Copyright (c) mmpsvit contributors.
 """``splat_points`` is the adjoint of ``sample_points``, value and gradients."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import splat_reference
+from references import coordinates, splat_reference
 from torch.autograd import gradcheck
 
 from mmpsvit.ops import sample_points, splat_points
@@ -39,14 +37,6 @@ def test_against_reference(device, size):
     assert torch.equal(splat_points(strided, points, size), out)
 
 
-coordinates = st.one_of(
-    st.floats(-4, 10),
-    st.floats(),
-    st.sampled_from([math.inf, -math.inf, math.nan, 1e30, -1.0, 1e-45, -1e-45]),
-    st.integers(-2, 7).map(float),
-)
-
-
 @settings(deadline=None, derandomize=True, max_examples=300)
 @given(
     data=st.data(),
@@ -56,8 +46,11 @@ coordinates = st.one_of(
     height=st.integers(1, 6),
     width=st.integers(1, 6),
     strided=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_adjoint_of_sampling(data, batch, count, channels, height, width, strided):
+def test_adjoint_of_sampling(
+    data, batch, count, channels, height, width, strided, dtype
+):
     """<sample(F), T> = <F, splat(T)>, and so are the gradients, wherever a point is."""
     total = batch * count * 2
     values = data.draw(st.lists(coordinates, min_size=total, max_size=total))
@@ -67,17 +60,20 @@ def test_adjoint_of_sampling(data, batch, count, channels, height, width, stride
     feat = feat.reshape(batch, channels, height, width)
     if strided:
         tokens, points = tokens.mT.contiguous().mT, points.mT.contiguous().mT
-    inputs = [tensor.requires_grad_() for tensor in (feat, points, tokens)]
+    feat, points, tokens = inputs = [
+        tensor.to(dtype).requires_grad_() for tensor in (feat, points, tokens)
+    ]
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
 
     sampled = (sample_points(feat, points) * tokens).sum()
     splatted = (feat * splat_points(tokens, points, (height, width))).sum()
-    assert abs(sampled - splatted) < 1e-12
+    assert abs(sampled - splatted) < tolerance
     for actual, expected in zip(
         torch.autograd.grad(splatted, inputs),
         torch.autograd.grad(sampled, inputs),
         strict=True,
     ):
-        torch.testing.assert_close(actual, expected, atol=1e-12, rtol=0)
+        torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf'), 1e30])

@@ -158,6 +158,16 @@ def test_gradients_may_be_asked_for_in_parts_and_again(way):
         torch.testing.assert_close(grad, expected[0], atol=1e-12, rtol=0)
 
 
+def test_second_derivatives_are_refused(way):
+    """They would lack what the sampling contributes."""
+    feat, points = inputs()
+    loss = sum(out.square().sum() for out in by_map(feat, points))
+    grads = torch.autograd.grad(loss, (feat, points), create_graph=True)
+    reason = 'once_differentiable' if way == 'kernel' else 'is not implemented'
+    with pytest.raises(RuntimeError, match=reason):
+        sum(grad.square().sum() for grad in grads).backward()
+
+
 def test_points_of_a_map_without_gradient(way):
     feat, points = inputs()
     (only,) = torch.autograd.grad(sum(o.sum() for o in by_calls(feat, points)), points)
