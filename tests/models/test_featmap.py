@@ -46,15 +46,35 @@ def test_maps_are_row_major_with_the_stem_added():
     torch.testing.assert_close(out, expected)
 
 
-@pytest.mark.parametrize('with_cls_token', [True, False])
-def test_every_parameter_gets_a_gradient(with_cls_token):
-    model = build(with_cls_token=with_cls_token).train()
+def test_windows_of_the_map_where_strides_do_not_divide():
+    rows = torch.arange(51.0).view(1, 1, 51, 1)
+    (out,) = build_pyramid(
+        torch.zeros(1, 1, 1),
+        (1, 1),
+        rows,
+        [8],
+        image_size=(203, 4),
+        padded_size=(203, 4),
+    )
+    # The last window has one row.
+    expected = [*torch.arange(0.5, 50, 2), 50]
+    torch.testing.assert_close(out.flatten(), torch.tensor(expected))
+
+
+@pytest.mark.parametrize(
+    'kwargs', [{}, dict(with_cls_token=False), dict(out_indices=0)]
+)
+def test_every_parameter_gets_a_gradient(kwargs):
+    """But for those behind the layer that is returned, which are not trained."""
+    model = build(**kwargs).train()
     maps = model(torch.rand(2, 3, 70, 90))
     sum((out * torch.randn_like(out)).sum() for out in maps).backward()
+    behind = ('layers.1.', 'norm.') if 'out_indices' in kwargs else ()
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.abs().max() > 0, name
+        assert parameter.requires_grad != name.startswith(behind), name
+        if parameter.requires_grad:
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.abs().max() > 0, name
 
 
 def test_no_parameters_and_classifier_weights_load():

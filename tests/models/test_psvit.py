@@ -108,7 +108,7 @@ def test_layout_of_images_and_maps():
     """Points are sampled from a channels_last map, without another copy."""
     images = torch.randn(2, 3, 64, 64)
     backbone = small().eval()
-    maps = []
+    maps = [backbone.stem(images)]
     backbone.stem.register_forward_hook(lambda *args: maps.append(args[-1]))
     (out,) = backbone(images)
     assert torch.equal(out, backbone(images.to(memory_format=torch.channels_last))[0])
@@ -247,7 +247,9 @@ def pretrained(checkpoint: str, **kwargs) -> PSViT:
 
 def test_pretrained_weights_are_not_initialised_again(checkpoint):
     path, state = checkpoint
-    for key, value in pretrained(path, prefix='backbone.').state_dict().items():
+    backbone = pretrained(path, prefix='backbone.')
+    backbone.init_weights()  # once more
+    for key, value in backbone.state_dict().items():
         assert torch.equal(value, state[key]), key
 
 
