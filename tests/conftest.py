@@ -1,20 +1,18 @@
 # Copyright (c) mmpsvit contributors.
-"""Fixtures and helpers of all tests."""
+"""Fixtures of all tests."""
 
-import os
+import re
+import shutil
 import socket
-import subprocess
-import sys
-from collections import OrderedDict
+import textwrap
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import DefaultScope
 from PIL import Image
-
-ROOT = Path(__file__).parent.parent
+from scripts import ROOT, forget, run_in_process, run_script
 
 
 @pytest.fixture(scope='session')
@@ -24,9 +22,9 @@ def root() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_scope(monkeypatch):
-    """No test finds the default scope that another one has set."""
-    monkeypatch.setattr(DefaultScope, '_instance_dict', OrderedDict())
+def _forget(monkeypatch):
+    """No test finds the default scope or the loggers of another one."""
+    forget(monkeypatch)
 
 
 @pytest.fixture(
@@ -48,25 +46,14 @@ def device(request) -> str:
 
 @pytest.fixture
 def run_tool(tmp_path):
-    """Run a Python script or a shell script of the repository in an empty folder."""
+    """Run a script of the repository as a process, in an empty folder."""
+    return partial(run_script, cwd=tmp_path)
 
-    def run(script: str, *args, code: int | None = 0, **env) -> str:
-        path = ROOT / script
-        command = [sys.executable, str(path)] if path.suffix == '.py' else [str(path)]
-        done = subprocess.run(
-            [*command, *map(str, args)],
-            cwd=tmp_path,
-            env={**os.environ, 'PYTHON': sys.executable, **env},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=900,
-        )
-        assert code is None or done.returncode == code, done.stdout[-5000:]
-        return done.stdout
 
-    return run
+@pytest.fixture
+def run_here(tmp_path):
+    """Run a Python script of the repository in this process, in an empty folder."""
+    return partial(run_in_process, cwd=tmp_path)
 
 
 @pytest.fixture
@@ -78,24 +65,84 @@ def free_port() -> str:
 
 
 @pytest.fixture
-def image_folder(tmp_path):
-    """Write an ImageNet-style folder tree of small random PNGs."""
+def block(root):
+    """The only block of Python on a page that has a text in it."""
 
-    def write(
-        folder: str,
-        classes: list[str],
-        per_class: int,
-        size: tuple[int, int] = (72, 60),
-    ) -> Path:
-        rng = np.random.default_rng(0)
-        for split in ('train', 'val'):
-            for index, name in enumerate(classes):
-                target = tmp_path / folder / split / name
-                target.mkdir(parents=True)
-                for number in range(per_class):
-                    pixels = rng.integers(0, 255, (60, 72, 3), dtype=np.uint8)
-                    pixels[..., index % 3] //= 4
-                    Image.fromarray(pixels).save(target / f'{number}.png')
-        return tmp_path / folder
+    def find(page: str, text: str) -> str:
+        blocks = re.findall(
+            r'^ *```python[^\n]*\n(.*?)```', (root / page).read_text(), re.M | re.S
+        )
+        (code,) = (textwrap.dedent(block) for block in blocks if text in block)
+        return code
+
+    return find
+
+
+def write_images(folder: Path, classes: list[str], per_class: int) -> Path:
+    """Write an ImageNet-style folder tree of small random PNGs."""
+    rng = np.random.default_rng(0)
+    for split in ('train', 'val'):
+        for index, name in enumerate(classes):
+            target = folder / split / name
+            target.mkdir(parents=True)
+            for number in range(per_class):
+                pixels = rng.integers(0, 255, (60, 72, 3), dtype=np.uint8)
+                pixels[..., index % 3] //= 4
+                Image.fromarray(pixels).save(target / f'{number}.png')
+    return folder
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Write a folder tree of images."""
+
+    def write(folder: str, classes: list[str], per_class: int) -> Path:
+        return write_images(tmp_path / folder, classes, per_class)
 
     return write
+
+
+def small_classifier(folder: Path) -> tuple[Path, list[str], Path]:
+    """Config, overrides and new images of a small classifier."""
+    images = write_images(folder / 'images', ['circle', 'square', 'star'], per_class=4)
+    options = [
+        '--cfg-options',
+        'model.head.num_classes=3',
+        'data_preprocessor.num_classes=3',
+        'train_dataloader.batch_size=6',
+        'train_cfg.max_iters=4',
+        'train_cfg.val_interval=2',
+        'default_hooks.checkpoint.interval=2',
+        'default_hooks.logger.interval=1',
+    ]
+    for loader in ('train', 'val', 'test'):
+        options += [
+            f'{loader}_dataloader.dataset.data_root={images}',
+            f'{loader}_dataloader.num_workers=0',
+        ]
+    return ROOT / 'configs' / 'cluttered_digits' / 'psvit.py', options, images
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Config, overrides and images of a small classifier."""
+    return small_classifier(tmp_path)
+
+
+@pytest.fixture(scope='session')
+def training(tmp_path_factory) -> Path:
+    """The work dir of a training of the small classifier that all tests share."""
+    folder = tmp_path_factory.mktemp('training')
+    config, options, _ = small_classifier(folder)
+    run_script('tools/train.py', config, '--work-dir', 'work', *options, cwd=folder)
+    return folder / 'work'
+
+
+@pytest.fixture
+def trained(training, tmp_path) -> Path:
+    """A checkpoint after four steps, in a copy of its work dir."""
+    work_dir = shutil.copytree(training, tmp_path / 'work')
+    checkpoint = work_dir / 'iter_4.pth'
+    # As if the training had been there.
+    (work_dir / 'last_checkpoint').write_text(str(checkpoint))
+    return checkpoint

@@ -22,6 +22,7 @@ import yaml
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from packaging.version import Version
+from scripts import ROOT, run_in_process
 from sybil import Example, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.example import SybilFailure
@@ -29,7 +30,6 @@ from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
 from mmpsvit import __version__
 
-ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for folder in ('.', '.github', 'configs', 'demo', 'docs', 'projects')
@@ -94,11 +94,13 @@ def check_python(example: Example) -> str | None:
 
 @cache
 def options_of(script: str) -> set[str]:
-    """The options in the sources of a tool and of what tools share."""
+    """The options in the help of a tool, or in the source of a shell script."""
     # The launchers hand theirs on.
-    path = ROOT / re.sub(r'(?:dist|slurm)_(train|test)\.sh', r'\1.py', script)
-    shared = (*ROOT.glob('mmpsvit/cli/*.py'), *path.parent.glob('common.py'))
-    text = ''.join(file.read_text() for file in (path, *shared))
+    script = re.sub(r'(?:dist|slurm)_(train|test)\.sh', r'\1.py', script)
+    if script.endswith('.py'):
+        text = run_in_process(script, '--help')
+    else:
+        text = (ROOT / script).read_text()
     return set(re.findall(r'--[\w-]+', text))
 
 
@@ -180,6 +182,7 @@ def test_links(page):
     [
         ('shell', 'python tools/train.py CONFIG --fast', 'no option --fast'),
         ('shell', 'tools/dist_test.sh CONFIG \\\n  --slow', 'no option --slow'),
+        ('shell', 'python tools/analysis_tools/get_flops.py CONFIG --amp', 'no option'),
         ('shell', 'python tools/no.py', 'tools/no.py does not exist'),
         ('shell', 'make none', "No rule to make target 'none'"),
         ('shell', 'pip install torch==0.1', 'torch==0.1 is not in constraints.txt'),

@@ -3,13 +3,11 @@
 
 import argparse
 import runpy
-from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from torch import nn
 
 from mmpsvit.cli import (
@@ -27,8 +25,6 @@ MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 def load(tmp_path, monkeypatch):
     """Load a config with arguments of the command line."""
     monkeypatch.chdir(tmp_path)
-    # Loggers of other tests write where nobody reads.
-    monkeypatch.setattr(MMLogger, '_instance_dict', OrderedDict())
     (tmp_path / 'mine.py').write_text(
         'width = 3\n'
         'model = dict(width=width)\n'

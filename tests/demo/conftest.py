@@ -2,15 +2,12 @@
 """A small checkout for the demo: the demo's files, a config, a checkpoint, images."""
 
 import shutil
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
-from mmengine.registry import DefaultScope
 from PIL import Image
 
 from mmpsvit.models import ProgressiveSampling
@@ -18,13 +15,6 @@ from mmpsvit.models import ProgressiveSampling
 CONFIG = 'configs/cluttered_digits/psvit.py'
 CHECKPOINT = 'work_dirs/demo/iter_2.pth'
 CLASSES = [*map(str, range(8)), 'crane', 'crane']
-
-
-@pytest.fixture(autouse=True)
-def forget(monkeypatch):
-    """Forget the default scope and the loggers of a test afterwards."""
-    for manager in (DefaultScope, MMLogger):
-        monkeypatch.setattr(manager, '_instance_dict', OrderedDict())
 
 
 @pytest.fixture

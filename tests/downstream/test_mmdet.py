@@ -2,7 +2,6 @@
 """Detectors of MMDetection on a PS-ViT backbone."""
 
 import re
-import textwrap
 from pathlib import Path
 
 import mmdet
@@ -92,14 +91,6 @@ def test_layer_decay_of_a_detector():
     assert decays['bbox_head.retina_cls.weight'] == 0.05
 
 
-def test_layer_decay_needs_depths():
-    cfg = load('retinanet_psvit-ti14_fpn_1x_coco')
-    model = torch.nn.Module()
-    model.backbone = torch.nn.Linear(2, 2)
-    with pytest.raises(NotImplementedError, match='get_layer_depth, Module has Linear'):
-        build_optim_wrapper(model, cfg.optim_wrapper)
-
-
 @pytest.fixture(scope='module')
 def classifier(tmp_path_factory):
     """The state dict of a classifier of Ti/14, and its checkpoint."""
@@ -115,20 +106,19 @@ def classifier(tmp_path_factory):
 
 
 @pytest.mark.parametrize('way', ['child', 'command line'])
-def test_documented_pretrained_weights(way, classifier, tmp_path, monkeypatch):
+def test_documented_pretrained_weights(way, classifier, block, tmp_path, monkeypatch):
     """As docs/detection.md shows, a backbone starts from a classifier's weights."""
     state, path = classifier
     monkeypatch.chdir(path.parent)
-    page = (CONFIGS.parents[1] / 'docs' / 'detection.md').read_text()
     config = CONFIGS / 'retinanet_psvit-ti14_fpn_1x_coco.py'
     if way == 'child':
-        blocks = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
-        (text,) = (block for block in blocks if 'Pretrained' in block)
+        text = block('docs/detection.md', 'Pretrained')
         child = tmp_path / 'child.py'
-        child.write_text(f'_base_ = {str(config)!r}\n{textwrap.dedent(text)}')
+        child.write_text(f'_base_ = {str(config)!r}\n{text}')
         cfg = Config.fromfile(child)
     else:
         cfg = Config.fromfile(config)
+        page = (CONFIGS.parents[1] / 'docs' / 'detection.md').read_text()
         options = re.findall(r'(model\.backbone\.init_cfg\.\w+)=(\S+)', page)
         cfg.merge_from_dict(dict(options))
     init_default_scope(cfg.default_scope)

@@ -55,5 +55,6 @@ def test_backbone_without_depths():
     build = LayerDecayOptimWrapperConstructor(
         dict(optimizer=dict(type='SGD', lr=1.0)), dict(layer_decay_rate=0.5)
     )
-    with pytest.raises(NotImplementedError, match='needs a backbone with get_layer'):
+    message = 'needs a backbone with get_layer_depth, ModuleDict has Linear'
+    with pytest.raises(NotImplementedError, match=message):
         build(nn.ModuleDict(dict(backbone=nn.Linear(1, 1))))

@@ -34,10 +34,10 @@ def test_scores_of_a_box():
     assert tool.scores_in_box(heat, points, maps, boxes)[0, 2] == 0.5
 
 
-def test_table(run_tool, tmp_path):
+def test_table(run_tool, run_here, tmp_path):
     """Of two checkpoints, one of which moves the points, the other does not."""
     pytest.importorskip('pytorch_grad_cam', reason='needs grad-cam')
-    run_tool(
+    run_here(
         'tools/dataset_converters/make_cluttered_digits.py', 'data/miniature/64',
         '--size', 64, '--num-train', 1, '--num-val', 20,
     )  # fmt: skip

@@ -79,14 +79,13 @@ def images():
 
 
 @pytest.mark.parametrize('network', ['demo_slow', 'demo_elastic', 'vit_same_stem'])
-def test_steps_are_those_of_the_runner(network, tmp_path):
+def test_steps_are_those_of_the_runner(network, run_here, tmp_path):
     """Weights, optimizer, schedule, clipping, order of images, numbers of points."""
     training = plan.Training(network)
     cfg, data = training.config(), {**training.data, **SIZES}
-    script = ROOT / 'tools/dataset_converters/make_cluttered_digits.py'
+    script = 'tools/dataset_converters/make_cluttered_digits.py'
     options = [f'--{key.replace("_", "-")}={value}' for key, value in data.items()]
-    command = [sys.executable, script, tmp_path / 'data', *options]
-    subprocess.run(command, check=True)
+    run_here(script, 'data', *options)
     cfg.train_cfg.update(max_iters=STEPS, val_interval=STEPS)
     cfg.param_scheduler[0].end = 2
     for split in ('train', 'val', 'test'):

@@ -1,50 +1,31 @@
 # Copyright (c) mmpsvit contributors.
 """Runs make_cluttered_digits.py on small settings, and reads what it writes."""
 
-import contextlib
-import importlib
-import io
 import json
-import subprocess
-import sys
-from pathlib import Path
-from unittest import mock
 
 import numpy as np
 from PIL import Image
+from scripts import run_in_process
 
-FOLDER = Path(__file__).parents[2] / 'tools' / 'dataset_converters'
+TOOL = 'tools/dataset_converters/make_cluttered_digits.py'
 SMALL = ('--size', '64', '--num-train', '30', '--num-val', '20')
 
 
-def run(out, *args):
-    """Run the tool in this process, which has imported what it needs."""
-    with mock.patch.object(sys, 'path', [str(FOLDER), *sys.path]):
-        tool = importlib.import_module('make_cluttered_digits')
-    argv = ['make_cluttered_digits.py', str(out), *SMALL, *args]
-    code, stdout, stderr = 0, io.StringIO(), io.StringIO()
-    with (
-        mock.patch.object(sys, 'argv', argv),
-        contextlib.redirect_stdout(stdout),
-        contextlib.redirect_stderr(stderr),
-    ):
-        try:
-            tool.main()
-        except SystemExit as stopped:
-            # As Python does it: a text is the message of code 1.
-            code = stopped.code
-            if isinstance(code, str):
-                print(code, file=sys.stderr)
-                code = 1
-    output = stdout.getvalue(), stderr.getvalue()
-    return subprocess.CompletedProcess(argv, code, *output)
+def run(out, *args, code=0):
+    return run_in_process(TOOL, out, *SMALL, *args, code=code)
 
 
 def make(out, *args):
-    result = run(out, *args)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ''  # no progress bar outside a terminal
+    # One line: no progress bar outside a terminal.
+    assert run(out, *args).count('\n') == 1
     return out
+
+
+def refused(out, *args):
+    """What the tool says to a folder, in one line."""
+    output = run(out, *args, code=1)
+    assert output.count('\n') == 1
+    return output
 
 
 def read_tree(out):

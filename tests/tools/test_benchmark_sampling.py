@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from scripts import error_of
 
 
 @pytest.fixture
@@ -51,6 +52,6 @@ def test_implementations_agree(benchmark_sampling, dtype, layout, device):
         ),
     ],
 )
-def test_mistakes(arguments, message, benchmark_error, root, monkeypatch):
+def test_mistakes(arguments, message, root, monkeypatch):
     monkeypatch.chdir(root)
-    assert message in benchmark_error('benchmark_sampling', *arguments)
+    assert message in error_of('tools/benchmarks/benchmark_sampling.py', *arguments)

@@ -7,6 +7,7 @@ import mmpretrain
 import pytest
 import torch
 from mmengine.config import Config
+from scripts import error_of
 from torch import nn
 
 
@@ -167,6 +168,6 @@ def test_plain_network(networks):
         (['--sizes', '64', '96', '--points', '4', '5', '6'], 'as many as --sizes'),
     ],
 )
-def test_mistakes(arguments, message, benchmark_error, root, monkeypatch):
+def test_mistakes(arguments, message, root, monkeypatch):
     monkeypatch.chdir(root)
-    assert message in benchmark_error('benchmark_speed', *arguments)
+    assert message in error_of('tools/benchmarks/benchmark_speed.py', *arguments)

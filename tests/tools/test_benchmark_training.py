@@ -6,6 +6,7 @@ What it measures is tested with run_on_gpu.sh.
 
 import pytest
 from PIL import Image
+from scripts import error_of
 
 
 def test_images(import_benchmark, tmp_path):
@@ -51,6 +52,6 @@ def test_processes(run_tool, root, tmp_path):
         (['--data', 'x'], "argument --data: invalid choice: 'x'"),
     ],
 )
-def test_mistakes(arguments, message, benchmark_error, root, monkeypatch):
+def test_mistakes(arguments, message, root, monkeypatch):
     monkeypatch.chdir(root)
-    assert message in benchmark_error('benchmark_training', *arguments)
+    assert message in error_of('tools/benchmarks/benchmark_training.py', *arguments)

@@ -1,8 +1,6 @@
 # Copyright (c) mmpsvit contributors.
 """MMEngine's FSDP strategy as docs/distributed.md has it."""
 
-import re
-
 import torch
 from stack import needs_new_torch
 
@@ -10,7 +8,7 @@ from mmpsvit.guard import load_checkpoint
 
 
 @needs_new_torch
-def test_trains_as_one_process(small, root, run_tool, tmp_path, free_port):
+def test_trains_as_one_process(small, trained, block, run_tool, tmp_path, free_port):
     """Two processes, which keep half of each layer, against one that keeps all."""
     config, options, _ = small
     options = [
@@ -22,14 +20,13 @@ def test_trains_as_one_process(small, root, run_tool, tmp_path, free_port):
         'optim_wrapper.optimizer.lr=0.1',
         'param_scheduler=None',
     ]
-    document = (root / 'docs' / 'distributed.md').read_text()
-    (settings,) = re.findall(r'```python[^\n]*\n(.*?)```', document, re.DOTALL)
-    assert "_base_ = 'mmpsvit::psvit/b14.py'" in settings
-    sharded = tmp_path / 'fsdp.py'
-    sharded.write_text(settings.replace('mmpsvit::psvit/b14.py', str(config)))
-    run_tool('tools/train.py', config, '--work-dir', 'start', *options)
-    start = tmp_path / 'start' / 'iter_4.pth'
-    options += ['model.init_cfg.type=Pretrained', f'model.init_cfg.checkpoint={start}']
+    base, sharded = 'mmpsvit::psvit/b14.py', tmp_path / 'fsdp.py'
+    settings = block('docs/distributed.md', f'_base_ = {base!r}')
+    sharded.write_text(settings.replace(base, str(config)))
+    options += [
+        'model.init_cfg.type=Pretrained',
+        f'model.init_cfg.checkpoint={trained}',
+    ]
     run_tool(
         'tools/dist_train.sh',
         sharded,

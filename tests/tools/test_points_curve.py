@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from mmengine.registry import MODELS, init_default_scope
+from scripts import error_of
 
 TOOL = 'tools/analysis_tools/points_curve.py'
 
@@ -81,8 +82,8 @@ def test_speeds_of_a_grey_network(tool):
         ),
     ],
 )
-def test_mistakes(arguments, message, root, run_tool, tmp_path):
+def test_mistakes(arguments, message, root, tmp_path):
     checkpoint = tmp_path / 'x.pth'
     checkpoint.touch()
     config = root / 'configs/cluttered_digits/psvit.py'
-    assert message in run_tool(TOOL, config, checkpoint, *arguments, code=2)
+    assert message in error_of(TOOL, config, checkpoint, *arguments)

@@ -38,32 +38,6 @@ def test_slurm_command_line(run_tool, fake_srun):
     assert output.strip().split('\n')[-4:] == ['c.py', 'x.pth', '--launcher', 'slurm']
 
 
-def test_slurm_launcher_on_the_cpu(small, run_tool, fake_srun, tmp_path, free_port):
-    """Two tasks of a stand-in for srun train together."""
-    body = """
-while [[ $1 == --* ]]; do shift; done
-for rank in 0 1; do
-    SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_NTASKS=2 "$@" &
-done
-wait -n && wait -n
-"""
-    config, options, _ = small
-    output = run_tool(
-        'tools/slurm_train.sh',
-        'partition',
-        'job',
-        config,
-        'work',
-        *options,
-        PATH=fake_srun(body),
-        MASTER_ADDR='127.0.0.1',
-        MASTER_PORT=free_port,
-        CUDA_VISIBLE_DEVICES='',
-    )
-    assert 'GPU number: 2' in output
-    assert (tmp_path / 'work' / 'iter_4.pth').exists()
-
-
 def test_launchers_explain_themselves(run_tool):
     for script in ('dist_train', 'dist_test', 'slurm_train', 'slurm_test'):
         output = run_tool(f'tools/{script}.sh', code=2)

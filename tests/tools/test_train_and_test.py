@@ -9,11 +9,10 @@ import re
 import numpy as np
 import pytest
 import torch
+from panels import all_panels_have_points
 from PIL import Image
 
 from mmpsvit.guard import load_checkpoint
-
-CLASSES = ['circle', 'square', 'star']
 
 
 def test_train_test_resume_picture(small, run_tool, tmp_path):
@@ -62,12 +61,7 @@ def test_picture(small, trained, run_tool, tmp_path):
     arguments = ('tools/visualization/vis_sampling.py', config, trained)
     output = run_tool(*arguments, folder / 'val', '--out', 'pictures/all.png', *options)
     assert '8 images drawn' in output
-    picture = np.asarray(Image.open(tmp_path / 'pictures' / 'all.png').convert('RGB'))
-    # The final points are drawn in their colour, in every panel.
-    pink = (np.abs(picture.astype(int) - (255, 45, 120)).sum(-1) < 30).nonzero()
-    height, width = picture.shape[:2]
-    panels = set(zip(2 * pink[0] // height, 4 * pink[1] // width, strict=True))
-    assert panels >= {(row, column) for row in (0, 1) for column in range(4)}
+    assert all_panels_have_points(tmp_path / 'pictures' / 'all.png', 2, 4)
 
     (image, *_) = folder.glob('val/*/*.png')
     output = run_tool(*arguments, image, '--out', 'one.pdf', *options)
@@ -184,10 +178,9 @@ def test_resume_in_a_folder_that_has_moved(small, trained, run_tool, tmp_path):
     assert 'Traceback' not in output
 
 
-def test_resume_keeps_load_from_until_there_is_something(small, run_tool, tmp_path):
+def test_resume_keeps_load_from_until_there_is_something(small, trained, run_tool):
     config, options, _ = small
-    run_tool('tools/train.py', config, '--work-dir', 'first', *options)
-    start = f'load_from={tmp_path / "first" / "iter_4.pth"}'
+    start = f'load_from={trained}'
     arguments = ('tools/train.py', config, '--work-dir', 'second', '--resume')
     output = run_tool(*arguments, *options, start)
     assert 'Load checkpoint from' in output

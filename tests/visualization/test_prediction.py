@@ -2,11 +2,9 @@
 """Points and titles of all kinds of models, and checkpoints that fit in part."""
 
 import re
-from collections import OrderedDict
 
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample, MultiTaskDataSample
@@ -128,9 +126,7 @@ def test_an_error_of_the_network_is_not_hidden():
         sample_images(model, [packed])
 
 
-def test_surplus_of_a_checkpoint_is_left_out_and_named(capfd, monkeypatch):
-    # Loggers of other tests write where nobody reads.
-    monkeypatch.setattr(MMLogger, '_instance_dict', OrderedDict())
+def test_surplus_of_a_checkpoint_is_left_out_and_named(capfd):
     cfg = small_config()
     state = small_model(cfg).state_dict()
     surplus = {'auxiliary.weight': torch.ones(2), 'steps': torch.tensor(1)}

@@ -1,14 +1,12 @@
 # Copyright (c) mmpsvit contributors.
 """The tool that draws where a network looks."""
 
-import runpy
-
 import numpy as np
 import pytest
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 from PIL import Image
-from small_network import PIPELINE, save, small_config
+from small_network import PIPELINE, small_config
 
 from mmpsvit.visualization import movement_shares, without_drift
 
@@ -25,27 +23,10 @@ class RedArrays(BaseDataset):
         return [dict(img=image, gt_label=index % 3) for index in range(5)]
 
 
-@pytest.fixture
-def draw(root, tmp_path, monkeypatch, capsys):
-    """Draw with the tool in this process; the picture's pixels and what it printed."""
-
-    def run(cfg, *args):
-        config, checkpoint = save(cfg, tmp_path)
-        out = tmp_path / 'picture.png'
-        command = [config, checkpoint, *map(str, args), '--out', str(out)]
-        monkeypatch.setattr('sys.argv', ['vis_sampling.py', *command])
-        tool = root / 'tools' / 'visualization' / 'vis_sampling.py'
-        runpy.run_path(str(tool), run_name='__main__')
-        assert [path.name for path in tmp_path.glob('.*')] == []
-        return np.asarray(Image.open(out).convert('RGB')), capsys.readouterr().out
-
-    return run
-
-
 def is_red(picture: np.ndarray) -> bool:
     """Whether the picture shows red images, and none in which red and blue swapped."""
-    red = (np.abs(picture.astype(int) - RED).sum(-1) < 30).mean()
-    blue = (np.abs(picture.astype(int) - RED[::-1]).sum(-1) < 30).mean()
+    red = (np.abs(picture - RED).sum(-1) < 30).mean()
+    blue = (np.abs(picture - RED[::-1]).sum(-1) < 30).mean()
     return red > 0.1 and blue == 0
 
 
@@ -54,7 +35,7 @@ def test_test_set_of_arrays(draw):
     arrays = dict(type='mmengine.RedArrays', pipeline=[PACK])
     wrapped = dict(type='RepeatDataset', times=2, dataset=arrays)
     cfg = small_config(**{'test_dataloader.dataset': wrapped})
-    picture, printed = draw(cfg, '--num-images', 3)
+    printed, picture = draw('vis_sampling', cfg, '--num-images', 3)
     assert '3 images drawn' in printed and is_red(picture)
     assert 'is common to all points and images' in printed
 
@@ -68,10 +49,10 @@ def test_drift_is_taken_away(draw, centered):
         'model.backbone.sampler.center_offsets': centered,
     }
     drawn = [
-        draw(small_config(**changes), '--num-images', 1, *options)
+        draw('vis_sampling', small_config(**changes), '--num-images', 1, *options)
         for options in ([], ['--without-drift'])
     ]
-    (picture, printed), (other, again) = drawn
+    (printed, picture), (again, other) = drawn
     assert np.array_equal(picture, other) == centered
     assert printed == again
     assert ('movement: 0% is common to all points\n' in printed) == centered
@@ -83,7 +64,7 @@ def test_files_for_a_network_of_arrays_and_hidden_folders(draw, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (40, 30), RED).save(path)
     cfg = small_config(**{'test_dataloader.dataset.pipeline': [PACK]})
-    picture, printed = draw(cfg, tmp_path / 'images')
+    printed, picture = draw('vis_sampling', cfg, tmp_path / 'images')
     assert '1 images drawn' in printed and is_red(picture)
 
 
@@ -98,16 +79,24 @@ def test_four_channels(draw, tmp_path):
         }
     )
     Image.new('RGBA', (40, 30), (*RED, 200)).save(tmp_path / 'image.png')
-    picture, _ = draw(cfg, tmp_path / 'image.png')
+    _, picture = draw('vis_sampling', cfg, tmp_path / 'image.png')
     assert is_red(picture)
 
 
-def test_mistakes(draw, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match='test data set cannot be read'):
-        draw(small_config())
-    with pytest.raises(SystemExit, match='no images below'):
-        draw(small_config(), tmp_path)
+def test_mistakes(draw, tmp_path):
+    def error(*args) -> str:
+        output, _ = draw('vis_sampling', small_config(), *args, code=1)
+        line = output.removeprefix('vis_sampling.py: error: ')
+        assert line != output and line.count('\n') == 1
+        return line
+
+    assert 'test data set cannot be read' in error()
+    assert f'argument images: no images below {tmp_path}' in error(tmp_path)
+    text = tmp_path / 'text.png'
+    text.write_text('no image')
+    assert 'text.png cannot be read as an image' in error(text)
+    other = ('--cfg-options', 'model.head.num_classes=5')
+    assert 'does not fit the config' in error(text, *other)
 
 
 def test_movement_shares():
