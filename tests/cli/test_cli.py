@@ -104,6 +104,29 @@ def test_data_loaders_of_a_training(
     assert (loader.pin_memory, loader.persistent_workers) == expected
 
 
+@pytest.mark.parametrize('kind', ['ImageClassifier', 'mmpretrain.TimmClassifier'])
+@pytest.mark.parametrize(
+    'tta_model', [None, dict(type='AverageClsScoreTTA', note='mine')]
+)
+def test_mirror_images_without_a_tta_pipeline(
+    kind, tta_model, root, tmp_path, monkeypatch
+):
+    """As with MMPretrain's tool."""
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+    loader = dict(dataset=dict(type='ImageNet', pipeline=pipeline))
+    cfg = Config(dict(model=dict(type=kind), test_dataloader=loader))
+    if tta_model:
+        cfg.tta_model = tta_model
+    cfg.dump(tmp_path / 'mine.py')
+    arguments = (str(tmp_path / 'mine.py'), __file__, '--tta')
+    monkeypatch.setattr('sys.argv', ['test.py', *arguments])
+    tool = runpy.run_path(str(root / 'tools' / 'test.py'))
+    _, read = tool['parse_args']()
+    assert read.model.module.type == kind
+    assert read.model.get('note') == (tta_model or {}).get('note')
+    assert read.test_dataloader.dataset.pipeline[-1].type == 'TestTimeAug'
+
+
 def test_options_that_nothing_reads_are_told(load, capfd):
     load('--cfg-options', 'train_cfg.max_iters=2', 'randomness.seed=1', 'sync_bn=torch')
     assert 'WARNING' not in ''.join(capfd.readouterr())

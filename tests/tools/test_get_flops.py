@@ -97,6 +97,14 @@ def test_other_numbers_of_channels(channels, root, monkeypatch):
     assert other_macs - macs == weights * 32 * 16
 
 
+@pytest.mark.parametrize('name', ['mask-rcnn_psvit-ti14_fpn_1x', 'deformable-detr'])
+def test_detectors_that_ask_for_the_size_of_the_image(name, root, run_here):
+    pytest.importorskip('mmdet')
+    (path,) = (root / 'configs' / 'mmdet').glob(f'{name}*_coco.py')
+    (macs,) = re.findall(r'\| (\d+\.\d+) \|', run_here(TOOL, path, '--shape', 64))
+    assert float(macs) > 0
+
+
 def test_mistakes(root):
     line = error_of(TOOL, root / 'configs/psvit/ti14.py', '--shape', 1, 2, 3)
     assert 'argument --shape: H W or one number > 0, got [1, 2, 3]' in line

@@ -124,7 +124,13 @@ def test_text_in_a_checkpoint_is_not_run(small, trained, run_tool, tmp_path):
         ('train.py', ['CONFIG', '--auto-scale-lr'], 'argument --auto-scale-lr'),
         ('train.py', ['CONFIG', '--launcher', 'x'], 'argument --launcher: invalid'),
         ('test.py', ['CONFIG', 'no.pth'], 'argument checkpoint: no.pth'),
-        ('test.py', ['CONFIG', 'SELF', '--out', 'x.txt'], 'argument --out: pred need'),
+        ('test.py', ['CONFIG', 'SELF', '--out', 'x.txt'], 'argument --out: metrics'),
+        ('test.py', ['CONFIG', 'SELF', '--out', 'folder.pkl'], 'is a folder'),
+        (
+            'test.py',
+            ['CONFIG', 'SELF', '--tta', '--cfg-options', 'model.type=BEiT'],
+            'argument --tta: the config must have a tta_model and a tta_pipeline',
+        ),
         ('test.py', ['CONFIG', 'SELF', '--out-item', 'pred'], 'argument --out-item'),
         ('test.py', ['SELF', 'SELF'], 'cannot be read as a config'),
         ('vis', ['CONFIG', 'no.pth', '.', '--out', 'x.png'], 'argument checkpoint'),
@@ -143,7 +149,11 @@ def test_text_in_a_checkpoint_is_not_run(small, trained, run_tool, tmp_path):
         ('test.py', ['CONFIG', 'SELF', '--amp'], 'argument --amp: mixed precision'),
     ],
 )
-def test_mistakes_are_told_in_one_line(script, arguments, message, root, monkeypatch):
+def test_mistakes_are_told_in_one_line(
+    script, arguments, message, root, tmp_path, monkeypatch
+):
+    (tmp_path / 'folder.pkl').mkdir()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     config = root / 'configs' / 'cluttered_digits' / 'psvit.py'
     readme = root / 'README.md'

@@ -5,7 +5,9 @@ import re
 
 import pytest
 import torch
+from mmengine.dataset import pseudo_collate
 from mmengine.registry import MODELS
+from mmpretrain.datasets import CIFAR10
 from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample, MultiTaskDataSample
 from small_network import ARCH, small_config, small_model
@@ -119,6 +121,25 @@ def test_inputs_that_are_not_pixels():
     assert (to_image(torch.full((3, 2, 2), 7.4), (0, 1, 2)) == 7).all()
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, 'set_stance'), reason='before PyTorch 2.6'
+)
+def test_compiled_before_the_picture_is_asked_for():
+    model = small_model(small_config())
+    expected = sample_images(model, [item()])[0].trajectory
+    model.backbone.compile(backend='eager')
+    model.test_step(pseudo_collate([item()]))
+    assert sample_images(model, [item()])[0].trajectory.shape == expected.shape
+
+
+def test_segmentor_that_predicts_in_windows():
+    """The points are those of the whole image."""
+    model = small_model(small_config(**{'model.head': None}))
+    model.test_cfg = dict(mode='slide')
+    model.test_step = lambda data: pytest.fail('it predicts')
+    assert len(sample_images(model, [item()])) == 1
+
+
 def test_an_error_of_the_network_is_not_hidden():
     model = small_model(small_config())
     packed = dict(item(), inputs=torch.zeros(5, 32, 32, dtype=torch.uint8))
@@ -138,6 +159,31 @@ def test_surplus_of_a_checkpoint_is_left_out_and_named(capfd):
     assert 'auxiliary.weight; steps' in told
     assert classes == [] and not model.training
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ('dataset', 'meta', 'expected'),
+    [
+        (dict(type='CIFAR10'), {}, 'airplane'),
+        (dict(type='mmpretrain.CIFAR10'), {}, 'airplane'),
+        (dict(type=CIFAR10), {}, 'airplane'),
+        (dict(type='RepeatDataset', dataset=dict(type='CIFAR10')), {}, 'airplane'),
+        (dict(type='ConcatDataset', datasets=[dict(type='CIFAR10')]), {}, 'airplane'),
+        (dict(type='CIFAR10', metainfo=dict(classes=[*'abcdefghij'])), {}, 'a'),
+        (dict(type='CIFAR10'), dict(dataset_meta=dict(classes='xy')), 'x'),
+        (dict(type='CIFAR10'), dict(CLASSES=['z']), 'z'),
+        (dict(type='CIFAR100'), {}, None),  # of other classes
+        (dict(type='CIFAR10', metainfo=dict(classes='a.txt')), {}, 'airplane'),
+        ({}, {}, None),
+    ],
+)
+def test_class_names(dataset, meta, expected):
+    cfg = small_config(
+        **{'model.head.num_classes': 10, 'test_dataloader.dataset': dataset}
+    )
+    checkpoint = dict(state_dict=small_model(cfg).state_dict(), meta=meta)
+    _, classes = build_trained(cfg, checkpoint, 'x.pth')
+    assert (classes or [None])[0] == expected
 
 
 def test_missing_weights_are_refused():

@@ -6,12 +6,14 @@ import pytest
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 from PIL import Image
-from small_network import PIPELINE, small_config
+from small_network import PIPELINE, save, small_config
 
+from mmpsvit.guard import load_checkpoint
 from mmpsvit.visualization import movement_shares, without_drift
 
 LOAD, PACK = PIPELINE
 RED = (230, 20, 10)
+URL = 'https://example.org/weights.pth'
 
 
 @DATASETS.register_module()
@@ -81,6 +83,18 @@ def test_four_channels(draw, tmp_path):
     Image.new('RGBA', (40, 30), (*RED, 200)).save(tmp_path / 'image.png')
     _, picture = draw('vis_sampling', cfg, tmp_path / 'image.png')
     assert is_red(picture)
+
+
+def test_url_of_a_checkpoint_and_no_default_scope(run_here, tmp_path, monkeypatch):
+    Image.new('RGB', (40, 30), RED).save(tmp_path / 'image.png')
+    config, path = save(small_config(default_scope=None), tmp_path)
+    monkeypatch.setattr(
+        'mmpsvit.guard.checkpoint.load_from_http',
+        lambda url, device: load_checkpoint(path if url == URL else url, device),
+    )
+    tool = 'tools/visualization/vis_sampling.py'
+    printed = run_here(tool, config, URL, 'image.png', '--out', 'x.png')
+    assert '1 images drawn' in printed
 
 
 def test_mistakes(draw, tmp_path):
