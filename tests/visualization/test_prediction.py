@@ -128,7 +128,8 @@ def test_compiled_before_the_picture_is_asked_for():
     model = small_model(small_config())
     expected = sample_images(model, [item()])[0].trajectory
     model.backbone.compile(backend='eager')
-    model.test_step(pseudo_collate([item()]))
+    with torch.no_grad():
+        model.test_step(pseudo_collate([item()]))
     assert sample_images(model, [item()])[0].trajectory.shape == expected.shape
 
 
