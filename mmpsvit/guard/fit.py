@@ -9,6 +9,7 @@ from mmengine.model import BaseModule, BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmpsvit.registry import HOOKS
 
@@ -154,6 +155,8 @@ class CheckpointFitHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Hold the weights against the model, and take out those that do not fit."""
+        if isinstance(runner.model, FullyShardedDataParallel):
+            return  # It puts each weight together only while it loads.
         name = self._name = runner._load_from or find_latest_checkpoint(runner.work_dir)
         state = checkpoint.get('state_dict', checkpoint)
         if not state or not all(isinstance(value, Tensor) for value in state.values()):

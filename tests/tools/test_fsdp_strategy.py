@@ -9,7 +9,10 @@ from mmpsvit.guard import load_checkpoint
 
 @needs_new_torch
 def test_trains_as_one_process(small, trained, block, run_tool, tmp_path, free_port):
-    """Two processes, which keep half of each layer, against one that keeps all."""
+    """Two processes, which keep half of each layer, against one that keeps all.
+
+    Both start from the same weights, by `load_from` and by `init_cfg`.
+    """
     config, options, _ = small
     options = [
         *options,
@@ -23,10 +26,6 @@ def test_trains_as_one_process(small, trained, block, run_tool, tmp_path, free_p
     base, sharded = 'mmpsvit::psvit/b14.py', tmp_path / 'fsdp.py'
     settings = block('docs/distributed.md', f'_base_ = {base!r}')
     sharded.write_text(settings.replace(base, str(config)))
-    options += [
-        'model.init_cfg.type=Pretrained',
-        f'model.init_cfg.checkpoint={trained}',
-    ]
     run_tool(
         'tools/dist_train.sh',
         sharded,
@@ -35,10 +34,15 @@ def test_trains_as_one_process(small, trained, block, run_tool, tmp_path, free_p
         'two',
         *options,
         'train_dataloader.batch_size=3',
+        f'load_from={trained}',
         PORT=free_port,
         CUDA_VISIBLE_DEVICES='',
     )
-    options.append('optim_wrapper.clip_grad=None')
+    options += [
+        'optim_wrapper.clip_grad=None',
+        'model.init_cfg.type=Pretrained',
+        f'model.init_cfg.checkpoint={trained}',
+    ]
     run_tool('tools/train.py', config, '--work-dir', 'one', *options)
     two, one = (
         load_checkpoint(tmp_path / name / 'iter_4.pth')['state_dict']
