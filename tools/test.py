@@ -30,7 +30,6 @@ from mmpsvit.cli import (
     run_main,
     set_dataloader_defaults,
     set_test_precision,
-    type_name,
 )
 from mmpsvit.guard import leaf_datasets, write_atomically
 
@@ -87,10 +86,11 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
 
 def _use_tta(parser: argparse.ArgumentParser, cfg: Config) -> None:
     complete = 'tta_model' in cfg and 'tta_pipeline' in cfg
-    if not complete and not type_name(cfg.model).endswith('Classifier'):
+    scope = cfg.get('default_scope') or 'mmpretrain'
+    if not complete and scope != 'mmpretrain':
         parser.error(
             'argument --tta: the config must have a tta_model and a tta_pipeline; '
-            f'averaging over mirror images is not for {type_name(cfg.model)}'
+            f'averaging over mirror images is for MMPretrain, not for {scope}'
         )
     cfg.setdefault('tta_model', dict(type='mmpretrain.AverageClsScoreTTA'))
     for dataset in _leaves_of(cfg.test_dataloader.dataset):

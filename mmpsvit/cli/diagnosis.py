@@ -64,7 +64,7 @@ def _fault_of_transform(frames: list[FrameType], error: BaseException) -> str | 
         if isinstance(step, transforms.LoadImageFromFile):
             settings = {
                 name: getattr(step, name)
-                for name in inspect.signature(LoadImageFromFile).parameters
+                for name in inspect.signature(transforms.LoadImageFromFile).parameters
                 if hasattr(step, name)
             }
             try:

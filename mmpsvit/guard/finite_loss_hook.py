@@ -1,8 +1,6 @@
 # Copyright (c) mmpsvit contributors.
 """Stops a training whose loss is no longer a number."""
 
-import math
-
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
@@ -46,6 +44,10 @@ class FiniteLossHook(Hook):
         # The first iteration whose loss is not finite, counted from 1, as in the log.
         self._first = _NEVER
 
+    def before_train(self, runner: Runner) -> None:
+        """Forget what an earlier training saw."""
+        self._first = _NEVER
+
     def after_train_iter(
         self,
         runner: Runner,
@@ -58,7 +60,7 @@ class FiniteLossHook(Hook):
             if 'loss' in name:
                 # RuntimeInfoHook, which comes first, has waited for their device.
                 read = runner.message_hub.log_scalars.get(f'train/{name}')
-                if not math.isfinite(read.current() if read else value):
+                if not _is_finite(torch.as_tensor(read.current() if read else value)):
                     self._first = min(self._first, runner.iter + 1)
         if self.every_n_train_iters(runner, self.interval):
             self._check(runner)

@@ -133,6 +133,8 @@ class CheckpointFitHook(Hook):
     - A test, a validation on its own and a resume stop if a weight of the model is
       missing or of another shape: scores of initial weights mean nothing.
 
+    Under MMEngine's FSDP strategy it only loads safely.
+
     Args:
         must_fit (Sequence[str]): Prefixes of weights that must fit in trainings too;
             ``('',)`` means all. Defaults to ().

@@ -58,8 +58,7 @@ class LoadImageFromFile(transforms.LoadImageFromFile):
             if '\ufeff' in str(path):
                 remedy = '; its list begins with a byte-order mark: save it without'
             raise DataError(
-                f'image {path} is missing, empty, damaged or no image '
-                f'({one_line(error)}){remedy}'
+                f'image {path} cannot be read ({one_line(error)}){remedy}'
             ) from error
 
 

@@ -45,8 +45,8 @@ def _safe_kernels(x: Tensor) -> AbstractContextManager:
 class DropPath(MMCVDropPath):
     """Stochastic depth, and the sum after it, in half as many operations.
 
-    mmcv's draws in the dtype of the tokens, and rounds the rate: of bfloat16 tokens it
-    leaves out 1/256 of the samples for a rate of 0.005.
+    mmcv's draws in the dtype of the tokens, which rounds the rate on the CPU: in
+    bfloat16 it leaves out 1/256 of the samples for a rate of 0.005.
     """
 
     def forward(self, x: Tensor, identity: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from mmpretrain.models.heads import ClsHead
 from torch import Tensor, nn
 
 from mmpsvit.models import PSViT
+from mmpsvit.models.encoder_layer import EncoderLayer
 from mmpsvit.ops import splat_points
 
 from .prediction import eval_mode
@@ -177,7 +178,7 @@ def _grad_cam(model: BaseModel, images: Tensor) -> Tensor:
     images = images.detach().requires_grad_()
     with (
         torch.enable_grad(),
-        TokenGradCAM(model, [backbone.layers[-1].ln1], to_row) as cam,
+        TokenGradCAM(model, [_last_layer(model).ln1], to_row) as cam,
     ):
         heat = cam(images, targets=None)
     model.zero_grad()
@@ -185,9 +186,14 @@ def _grad_cam(model: BaseModel, images: Tensor) -> Tensor:
     return torch.from_numpy(heat).squeeze(1).to(images.device)
 
 
+def _last_layer(model: BaseModel) -> EncoderLayer:
+    """The last layer that runs."""
+    return model.backbone.layers[model.backbone.out_indices[-1]]
+
+
 def _class_attention(model: BaseModel, images: Tensor) -> Tensor:
     """The attention of the class token to the others in the last layer, (B, N)."""
-    attention = model.backbone.layers[-1].attn
+    attention = _last_layer(model).attn
     weights = []
 
     def weigh(_module: nn.Module, _args: tuple, qkv: Tensor) -> None:

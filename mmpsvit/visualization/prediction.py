@@ -173,7 +173,8 @@ def to_image(inputs: Tensor, channels: Sequence[int]) -> np.ndarray:
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put the modules into eval mode, and each back into its own mode afterwards.
 
-    What is compiled runs as it is: a compiled module calls no hook that is newer.
+    From PyTorch 2.6 on, compiled modules run uncompiled: otherwise they would not call
+    hooks that were added later.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

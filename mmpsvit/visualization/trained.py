@@ -40,7 +40,7 @@ def build_trained(
 
     Args:
         cfg (Config): The config. Its default scope becomes that of the process.
-        checkpoint (dict): What :func:`mmpsvit.guard.load_checkpoint` returned. Weights
+        checkpoint (dict): What was loaded: weights, alone or in ``state_dict``. Those
             that the model has no place for are left out, with a warning.
         name (str): The checkpoint's name, for messages.
 

@@ -104,7 +104,7 @@ def test_data_loaders_of_a_training(
     assert (loader.pin_memory, loader.persistent_workers) == expected
 
 
-@pytest.mark.parametrize('kind', ['ImageClassifier', 'mmpretrain.TimmClassifier'])
+@pytest.mark.parametrize('kind', ['ImageClassifier', 'mine.Model'])
 @pytest.mark.parametrize(
     'tta_model', [None, dict(type='AverageClsScoreTTA', note='mine')]
 )

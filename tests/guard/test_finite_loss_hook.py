@@ -125,6 +125,12 @@ def test_good_trainings_and_other_figures_pass(tmp_path):
     hook.after_train_iter(runner, 0, outputs=dict(loss=torch.ones(()), acc=nan))
     with pytest.raises(NonFiniteLossError):
         hook.after_train_iter(runner, 0, outputs=dict(loss_cls=nan))
+    hook.before_train(runner)  # another training
+    several = torch.full((9,), 6e4, dtype=torch.float16)
+    hook.after_train_iter(runner, 0, outputs=dict(loss=several))
+    several[4] = math.inf
+    with pytest.raises(NonFiniteLossError):
+        hook.after_train_iter(runner, 0, outputs=dict(loss=several))
     with pytest.raises(ValueError, match='interval must be at least 1, got 0'):
         FiniteLossHook(0)
 

@@ -126,7 +126,7 @@ def test_bfloat16_damages_no_memory():
     """In a process of its own: PyTorch 2.1's fused attention ended it."""
     code = """
 import torch
-from mmpsvit.models.encoder_layer import DropPath, EncoderLayer
+from mmpsvit.models.encoder_layer import EncoderLayer
 layer = EncoderLayer(96, 3, 96)
 for _ in range(20):
     with torch.autocast('cpu', torch.bfloat16):

@@ -128,7 +128,7 @@ def test_text_in_a_checkpoint_is_not_run(small, trained, run_tool, tmp_path):
         ('test.py', ['CONFIG', 'SELF', '--out', 'folder.pkl'], 'is a folder'),
         (
             'test.py',
-            ['CONFIG', 'SELF', '--tta', '--cfg-options', 'model.type=BEiT'],
+            ['CONFIG', 'SELF', '--tta', '--cfg-options', 'default_scope=mmdet'],
             'argument --tta: the config must have a tta_model and a tta_pipeline',
         ),
         ('test.py', ['CONFIG', 'SELF', '--out-item', 'pred'], 'argument --out-item'),

@@ -69,7 +69,10 @@ def test_attention_is_that_of_the_layer(model, images):
     """Weights by hand, which also give what the layer adds to the class token."""
     layer, seen = model.backbone.layers[-1].attn, {}
     handle = layer.register_forward_hook(
-        lambda _, args, out: seen.update(tokens=args[0], added=out)
+        lambda _, args, kwargs, out: seen.update(
+            tokens=args[0], added=out - kwargs['identity']
+        ),
+        with_kwargs=True,
     )
     explanation = explain(model, images, 'attention')
     handle.remove()
@@ -120,6 +123,7 @@ def test_grad_cam_is_gradient_times_activation(model, images):
         ({}, (3, 3)),
         ({'model.backbone.sampler': dict(point_stride=40, num_iters=2)}, (1, 2)),
         ({'model.backbone.out_type': 'avg_featmap'}, (3, 3)),
+        ({'model.backbone.out_indices': 0}, (3, 3)),
     ],
 )
 def test_points_are_those_that_were_sampled(images, method, changes, grid_size):
