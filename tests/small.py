@@ -1,7 +1,10 @@
 # Copyright (c) mmpsvit contributors.
 """A small network, and points that move."""
 
+import torch
 from torch import nn
+
+from mmpsvit import PSViT
 
 
 def small_arch(**changes) -> dict:
@@ -23,3 +26,14 @@ def move_points(sampler: nn.Module, std: float = 0.3, bias_std: float = 0.0) -> 
         nn.init.normal_(layer.weight, std=std)
         if bias_std:
             nn.init.normal_(layer.bias, std=bias_std)
+
+
+def small_backbone(**kwargs) -> PSViT:
+    """A small backbone whose points move."""
+    torch.manual_seed(0)
+    kwargs.setdefault('sampler', dict(num_points=4))
+    arch = small_arch(num_layers=6, stem_channels=(16, 24))
+    backbone = PSViT(arch, **kwargs)
+    backbone.init_weights()
+    move_points(backbone.sampler, std=0.1, bias_std=0.1)
+    return backbone
