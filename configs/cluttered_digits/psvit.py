@@ -31,6 +31,7 @@ model = dict(
     ),
 )
 data_preprocessor = dict(
+    _scope_='mmpretrain',
     type='mmpsvit.ClsDataPreprocessor',
     num_classes=10,
     mean=[123.675, 116.28, 103.53],

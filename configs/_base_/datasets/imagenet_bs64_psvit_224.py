@@ -2,7 +2,7 @@
 # 256 (bicubic) and centre crop of 224, as in the paper; the official code has 248.
 _base_ = 'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py'
 
-data_preprocessor = dict(type='mmpsvit.ClsDataPreprocessor')
+data_preprocessor = dict(_scope_='mmpretrain', type='mmpsvit.ClsDataPreprocessor')
 
 # The paper names random resized crops and RandAugment; their settings are the
 # official code's, which picks one of the two interpolations per image.
