@@ -1,8 +1,8 @@
 # Copyright (c) mmpsvit contributors.
 """Trainings of a second or less that tests of the engine run in their own process."""
 
-import itertools
 import random
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_flatten
 
 from mmpsvit.guard import load_checkpoint
 
-NUMBERS = itertools.count()
 EPOCHS, ITERATIONS = 4, 12
 
 
@@ -152,7 +151,8 @@ def make_runner(
                 )
             ),
             randomness=dict(seed=0),
-            experiment_name=f'exact_checkpoints_{next(NUMBERS)}',
+            # Two of one name in one second would share a MessageHub.
+            experiment_name=uuid.uuid4().hex,
             log_level='WARNING',
         )
     )
