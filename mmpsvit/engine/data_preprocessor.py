@@ -37,13 +37,11 @@ class ClsDataPreprocessor(MMPretrainDataPreprocessor):
         Returns:
             dict: The same on the device: ``inputs``, (B, C, H, W), and the samples.
         """
-        samples = data.get('data_samples') or ()
-        if self.to_onehot and self.num_classes and all(map(_has_one_label, samples)):
-            labels = [sample.gt_label for sample in samples]
-            if labels:
-                rows = F.one_hot(torch.cat(labels), self.num_classes)
-                for sample, row in zip(samples, rows, strict=True):
-                    sample.set_gt_score(row)
+        samples, count = data.get('data_samples'), self.num_classes
+        if samples and self.to_onehot and count and all(map(_has_one_label, samples)):
+            labels = torch.cat([sample.gt_label for sample in samples])
+            for sample, row in zip(samples, F.one_hot(labels, count), strict=True):
+                sample.set_gt_score(row)
         return super().forward(data, training)
 
 
