@@ -18,6 +18,7 @@ from mmpretrain.apis import ImageClassificationInferencer
 from mmpretrain.datasets import ResizeEdge
 from PIL import Image
 from scripts import error_of
+from small import small_arch
 from stack import needs_new_torch
 
 from mmpsvit import sample_points
@@ -29,14 +30,7 @@ pytestmark = needs_new_torch
 
 TOOL = 'tools/deployment/export_onnx.py'
 CLASSES = ['ape', 'bee', 'cat']
-ARCH = dict(
-    embed_dims=24,
-    num_layers=4,
-    num_heads=3,
-    feedforward_channels=48,
-    stem_base_channels=8,
-    stem_channels=(16, 24),
-)
+ARCH = small_arch(stem_channels=(16, 24))
 MEAN, STD = [120.0, 110.0, 90.0], [50.0, 60.0, 70.0]
 
 

@@ -5,15 +5,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
+from small import small_arch
 
-ARCH = dict(
-    embed_dims=24,
-    num_layers=4,
-    num_heads=3,
-    feedforward_channels=48,
-    stem_base_channels=8,
-    stem_channels=(16, 24),
-)
+ARCH = small_arch(stem_channels=(16, 24))
 PIPELINE = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 
 
