@@ -53,6 +53,8 @@ class AdamW(torch.optim.AdamW):
         groups = [{**group, **how} for group in state_dict['param_groups']]
         super().load_state_dict({**state_dict, 'param_groups': groups})
 
+    # MMEngine's `compile` compiles whole iterations, and cannot trace what this does.
+    @torch.compiler.disable
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take a step."""
         groups = self.param_groups

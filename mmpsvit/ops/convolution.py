@@ -40,8 +40,11 @@ def may_restate(x: Tensor, conv: nn.Module) -> bool:
     """
     if not x.is_cuda or _conv_dtype(x) not in (torch.float16, torch.bfloat16):
         return False
-    is_plain = type(conv) is nn.Conv2d and conv.kernel_size == (7, 7)
-    return is_plain and not conv._forward_pre_hooks and not conv._forward_hooks
+    if type(conv) is not nn.Conv2d or conv._forward_pre_hooks or conv._forward_hooks:
+        return False
+    settings = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
+    is_restatable = settings == ((7, 7), (2, 2), (3, 3), (1, 1), 1)
+    return is_restatable and conv.padding_mode == 'zeros'
 
 
 def conv7_as_conv4(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -144,7 +144,7 @@ class SampledMap(NamedTuple):
             map for the next sampling.
         """
         if torch.onnx.is_in_onnx_export():
-            return _sample_with_grid_sample(self.table, points), self
+            return _sample_with_grid_sample(self.table.to(points.dtype), points), self
         if self.kernel is None:
             return _sample_with_torch(self.table, points), self
         if not torch.is_grad_enabled():  # without the costs of a Function

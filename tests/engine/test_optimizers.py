@@ -114,6 +114,16 @@ def test_groups_survive_a_step_that_fails():
     assert optimizer.step(lambda: 2.0) == 2.0
 
 
+def test_in_a_compiled_iteration():
+    """MMEngine's ``compile`` compiles the step of the optimizer with the rest."""
+    ours, expected = network(), network()
+    optimizer = AdamW(groups(ours), lr=0.01)
+    torch._dynamo.reset()
+    torch.compile(train, backend='eager')(ours, optimizer, 3)
+    train(expected, torch.optim.AdamW(groups(expected), lr=0.01), 3)
+    assert_equal(ours, expected)
+
+
 def test_step_hooks_run_once():
     """Also where PyTorch's own AdamW has got its hooks, and with the compiler there."""
     import torch._dynamo

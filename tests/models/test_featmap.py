@@ -29,6 +29,18 @@ def test_sizes(size):
         assert out.isfinite().all()
 
 
+@pytest.mark.parametrize('dynamo', [False, True])
+def test_onnx(tmp_path, dynamo):
+    """By both exporters of PyTorch."""
+    pytest.importorskip('onnx')
+    runtime = pytest.importorskip('onnxruntime')
+    model, images, path = build(), torch.rand(2, 3, 33, 47), tmp_path / 'maps.onnx'
+    torch.onnx.export(model, (images,), path, dynamo=dynamo, input_names=['images'])
+    maps = runtime.InferenceSession(path).run(None, {'images': images.numpy()})
+    for out, expected in zip(maps, model(images), strict=True):
+        torch.testing.assert_close(torch.from_numpy(out), expected, atol=1e-5, rtol=0)
+
+
 def test_size_of_a_detector():
     model = build(out_strides=(8, 64))
     with torch.no_grad():

@@ -50,6 +50,17 @@ def test_small_and_long_images(backbone, size):
         torch.testing.assert_close(out[:1], single, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings('ignore')  # traces are deprecated
+def test_trace_at_other_sizes(kind, backbone):
+    """Unless there is a number of points, which a trace keeps."""
+    with torch.no_grad():
+        traced = torch.jit.trace(backbone, torch.rand(1, 3, 32, 32))
+        for size in ((32, 32), (40, 64), (33, 70)):
+            images = torch.rand(2, 3, *size)
+            for out, expected in zip(traced(images), backbone(images), strict=True):
+                torch.testing.assert_close(out, expected)
+
+
 def test_no_images(backbone):
     images = torch.zeros(0, 3, 32, 32, requires_grad=True)
     outs = backbone(images)

@@ -1,6 +1,8 @@
 # Copyright (c) mmpsvit contributors.
 """Restated and fused convolutions against PyTorch's plain ones."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,6 +57,24 @@ def test_what_is_restated(device):
     assert not may_restate(half, nn.Sequential(conv))
     torch.nn.utils.prune.l1_unstructured(conv, 'weight', 0.5)
     assert not may_restate(half, conv)
+
+
+@pytest.mark.parametrize(
+    'changed',
+    [
+        dict(stride=1),
+        dict(padding=2),
+        dict(dilation=2),
+        dict(groups=3),
+        dict(padding_mode='reflect'),
+    ],
+)
+def test_another_convolution_is_not_restated(changed):
+    """Such as that of a stem for smaller images."""
+    usual = dict(kernel_size=7, stride=2, padding=3)
+    on_cuda = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
+    assert may_restate(on_cuda, nn.Conv2d(3, 6, **usual))
+    assert not may_restate(on_cuda, nn.Conv2d(3, 6, **usual | changed))
 
 
 def inputs(device: str, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:

@@ -255,6 +255,15 @@ def test_kernel_is_one_node_of_a_trace(stand_in):
         )
 
 
+def test_half_map_in_onnx(monkeypatch):
+    """Points stay float32, whatever the map that Triton's kernel would read."""
+    monkeypatch.setattr(torch.onnx, 'is_in_onnx_export', lambda: True)
+    table, points = torch.rand(2, 5, 6, 8).half(), 5 * torch.rand(2, 7, 2)
+    samples, _ = SampledMap(torch.half, table, None, 'triton').sample(points)
+    expected = sample_points(table.float().permute(0, 3, 1, 2), points)
+    torch.testing.assert_close(samples, expected)
+
+
 def test_half_precision_map(way):
     feat, points = inputs(dtype=torch.float32)
     half = feat.detach().bfloat16().requires_grad_()

@@ -2,7 +2,6 @@
 """Tokens at free points as maps on regular grids, for dense tasks."""
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -57,7 +56,7 @@ def build_pyramid(
     """
     batch, _, channels = tokens.shape
     # (B, h * w, C) -> (B, C, h, w)
-    grid = tokens.mT.reshape(batch, channels, *grid_size)
+    grid = tokens.transpose(1, 2).reshape(batch, channels, *grid_size)
     maps = []
     for stride in strides:
         size = _size_at(stride, padded_size)
@@ -75,4 +74,5 @@ def build_pyramid(
 
 def _size_at(stride: int, image_size: tuple[int, int]) -> tuple[int, int]:
     height, width = image_size
-    return math.ceil(height / stride), math.ceil(width / stride)
+    # Rounded up in a way that a traced network keeps, and ONNX too.
+    return (height + stride - 1) // stride, (width + stride - 1) // stride

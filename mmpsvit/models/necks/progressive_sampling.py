@@ -240,8 +240,11 @@ class ProgressiveSampling(BaseModule):
             return self._drawn
         if self.num_points is not None:
             return self.num_points
+        # Rounded up without floats, which a traced network would keep as constants, and
+        # without negative numbers, which ONNX divides otherwise.
         height, width = (
-            math.ceil(size * self.feat_stride / self.point_stride) for size in feat_size
+            (size * self.feat_stride + self.point_stride - 1) // self.point_stride
+            for size in feat_size
         )
         return height, width
 
