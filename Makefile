@@ -24,7 +24,8 @@ OPENMMLAB_PYTEST := OMP_NUM_THREADS=1 $(OPENMMLAB_PY) $(SHARED)
 	lint clean
 
 help:
-	@echo 'make demo    train, test and picture a small PS-ViT on the CPU'
+	@echo 'make demo    train, test and picture a small PS-ViT'
+	@echo 'make setup   what the demo needs; make setup-test   and what the tests need'
 	@echo 'make test    compile mmcv once, then run all tests'
 	@echo "make test-openmmlab   run all tests with OpenMMLab's original releases"
 	@echo 'make lint    check style'

@@ -21,8 +21,8 @@ def _check_requirements() -> None:
     """Raise an ImportError that says what to install, where something is amiss."""
     remedy = (
         'Install torch and torchvision, then either the maintained distributions, '
-        '`pip install onedl-mmengine onedl-mmcv onedl-mmpretrain`, or the original '
-        '`mmengine`, `mmcv` and `mmpretrain` (see docs/install.md).'
+        '`pip install --no-cache-dir onedl-mmengine onedl-mmcv onedl-mmpretrain`, or '
+        'the original `mmengine`, `mmcv` and `mmpretrain` (see docs/install.md).'
     )
     for name, minimum in _REQUIRED.items():
         try:

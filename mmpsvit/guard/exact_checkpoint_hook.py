@@ -44,8 +44,8 @@ class ExactCheckpointHook(CheckpointHook):
     with the same settings and number of processes (at most two: the order of a sum over
     more is not fixed), and with ``num_workers=0`` or data workers that do not outlive
     an epoch (``persistent_workers=False``); by iterations, with
-    :class:`ExactIterBasedTrainLoop`. Elsewhere it ends nearly so, and a warning says
-    what will differ. To this end
+    :class:`ExactIterBasedTrainLoop`. Elsewhere, as on a GPU, it ends nearly so, and a
+    warning names the settings that make a difference. To this end
 
     - checkpoints hold the random state of Python, NumPy and PyTorch of every process,
       and the buffers of its model;

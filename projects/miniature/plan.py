@@ -261,6 +261,7 @@ EXPERIMENTS: dict[str, Callable[[Results], list[Run]]] = {
     'long': lambda results: [
         *runs(trainings([*LONG, *COST]), range(3)),
         *runs([at_best_rate(name, results, length=5) for name in LONG], range(3)),
+        *runs(trainings(['demo_stay', 'demo_vit_stem'], length=5), [0]),
     ],
     'canvas': lambda _: runs(
         [
