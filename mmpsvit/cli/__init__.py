@@ -104,7 +104,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that training and testing share."""
     parser.add_argument('--work-dir', help='folder for logs and results')
     parser.add_argument(
-        '--amp', action='store_true', help='automatic mixed precision (CUDA only)'
+        '--amp',
+        action='store_true',
+        help='automatic mixed precision; on CPUs for tests only, in bfloat16',
     )
     parser.add_argument(
         '--amp-dtype',
@@ -138,8 +140,14 @@ def read_config(
         cfg = Config.fromfile(path)
     # The config's own code may fail in any way.
     except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        # It may be a config that this one inherits.
+        places = [
+            f', line {f.lineno} of {f.filename}' for f in frames if f.name == '<module>'
+        ]
         parser.error(
-            f'argument config: {path} cannot be read as a config ({one_line(error)})'
+            f'argument config: {path} cannot be read as a config ({one_line(error)}'
+            f'{"".join(places[-1:])})'
         )
     try:
         cfg.merge_from_dict(options or {})
@@ -155,8 +163,6 @@ def load_config(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Co
     """
     cfg = read_config(parser, args.config, args.cfg_options)
     args.amp = args.amp or args.amp_dtype is not None
-    if args.amp and not torch.cuda.is_available():
-        parser.error('argument --amp: mixed precision needs a CUDA device')
     known = {*inspect.signature(Runner.__init__).parameters, *_OTHER_KEYS}
     for key in {option.split('.')[0] for option in args.cfg_options or {}} - known:
         print_log(
@@ -189,12 +195,19 @@ def set_dataloader_defaults(
 ) -> None:
     """Fill in what the config's data loaders leave open.
 
-    No collate function: MMEngine's default serves images of all sizes.
+    MMEngine's default collate function serves images of all sizes, but MMPretrain's
+    self-supervision, whose samples are lists of views, takes its tool's.
     """
+    model = cfg.get('model') or {}
+    preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor')
+    kinds = ('SelfSupDataPreprocessor', 'TwoNormDataPreprocessor')
+    has_views = type_name(preprocessor) in kinds
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name)
         if not isinstance(loader, dict):
             continue
+        if has_views:
+            loader.setdefault('collate_fn', dict(type='default_collate'))
         if not pin_memory:
             loader.pin_memory = False
         loader.setdefault('pin_memory', torch.cuda.is_available())
@@ -244,7 +257,7 @@ def set_test_precision(cfg: Config, dtype: str | None = None) -> None:
         torch.set_autocast_gpu_dtype(getattr(torch, dtype))
 
 
-def build_runner(cfg: Config, must_fit: Sequence[str] = ()) -> Runner:
+def build_runner(cfg: Config, must_fit: Sequence[str] | None = None) -> Runner:
     """Build a config's runner, distributed also without a GPU.
 
     It gets :class:`CheckpointFitHook` and :class:`DataHook`, unless the config has
@@ -252,7 +265,7 @@ def build_runner(cfg: Config, must_fit: Sequence[str] = ()) -> Runner:
 
     Args:
         cfg (Config): The config.
-        must_fit (Sequence[str]): As in :class:`CheckpointFitHook`.
+        must_fit (Sequence[str], optional): As in :class:`CheckpointFitHook`.
     """
     prepare_distributed(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -11,8 +11,8 @@ import subprocess
 import sys
 from datetime import timedelta
 
-import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from torch import distributed as dist
 
 # Where each launcher puts rank, local rank and world size.
@@ -28,7 +28,7 @@ _RANK_VARIABLES = {
 
 
 def prepare_distributed(cfg: Config) -> None:
-    """Let ``cfg.launcher`` work without CUDA; with CUDA, MMEngine does nearly all.
+    """Let ``cfg.launcher`` work on CPUs; elsewhere, MMEngine does nearly all.
 
     Args:
         cfg (Config): Config of a runner. Gets a ``model_wrapper_cfg`` for the CPU
@@ -40,7 +40,7 @@ def prepare_distributed(cfg: Config) -> None:
     launcher = cfg.get('launcher', 'none')
     if launcher == 'none':
         return
-    if torch.cuda.is_available():
+    if get_device() not in ('cpu', 'mps'):
         # MMEngine's start-up under MPI sets all variables but LOCAL_RANK.
         if launcher == 'mpi':
             _export_rank(launcher)

@@ -67,7 +67,7 @@ def explain_out_type(cfg: Config, error: BaseException) -> Iterator[str]:
             f'model.backbone.out_type is {out_type!r}: if the next part takes maps, '
             "set 'featmap'."
         )
-    elif out_type == 'featmap' and not model.get('neck'):
+    elif out_type == 'featmap' and not takes_maps:
         yield (
             "model.backbone.out_type is 'featmap': a linear head takes vectors, set "
             "'cls_token', or put a pooling neck between."

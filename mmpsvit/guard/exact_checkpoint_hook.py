@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from mmengine.config import Config
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.runner import (
     EpochBasedTrainLoop,
     IterBasedTrainLoop,
@@ -250,6 +250,11 @@ def _differences(runner: Runner, checkpoint: dict) -> Iterator[str]:
     loop, meta = runner.train_loop, checkpoint['meta']
     if 'optimizer' not in checkpoint:
         yield 'the checkpoint has no state of the optimizer'
+    if 'ema_state_dict' in checkpoint and not any(
+        isinstance(hook, EMAHook) for hook in runner.hooks
+    ):
+        yield 'it goes on from the average of the weights, without an EMAHook'
+    yield from _other_rates(runner, checkpoint)
     if checkpoint.get(_KEY) is None:
         yield 'the checkpoint has no random state, as ExactCheckpointHook saves it'
     elif len(checkpoint[_KEY]['processes']) != get_world_size():
@@ -291,6 +296,23 @@ def _differences(runner: Runner, checkpoint: dict) -> Iterator[str]:
             f'a multiple of {accumulated} iterations keeps them'
         )
     yield from _other_schedules(runner, checkpoint)
+
+
+def _other_rates(runner: Runner, checkpoint: dict) -> Iterator[str]:
+    """The settings of the optimizer that MMEngine takes from the checkpoint instead."""
+    new = getattr(runner.optim_wrapper, 'param_groups', ())
+    old = (checkpoint.get('optimizer') or {}).get('param_groups', ())
+    for group, saved in zip(new, old, strict=False):  # none of several optimizers
+        for name in ('lr', 'weight_decay'):
+            # What a schedule started from, where there is one.
+            key = f'initial_{name}' if f'initial_{name}' in group else name
+            if saved.get(key, group[key]) != group[key]:
+                yield (
+                    f'the optimizer goes on as the checkpoint has it, with {name}='
+                    f'{saved[key]} and not {group[key]}; load_from instead of resume '
+                    'takes the new one'
+                )
+                return
 
 
 def _other_schedules(runner: Runner, checkpoint: dict) -> Iterator[str]:

@@ -131,13 +131,15 @@ class CheckpointFitHook(Hook):
       the model if it has none, is in the checkpoint of ``load_from``, or no weight of
       a module in that of its ``init_cfg``.
     - A test, a validation on its own and a resume stop if a weight of the model is
-      missing or of another shape: scores of initial weights mean nothing.
+      missing or of another shape: scores of initial weights mean nothing. ``must_fit``
+      lets go what a test does not use.
 
     Under MMEngine's FSDP strategy it only loads safely.
 
     Args:
-        must_fit (Sequence[str]): Prefixes of weights that must fit in trainings too;
-            ``('',)`` means all. Defaults to ().
+        must_fit (Sequence[str], optional): Prefixes of the weights that must fit,
+            whatever is run; ``('',)`` means all, ``()`` none. Defaults to None, which
+            means none in a training that starts, all otherwise.
 
     Raises:
         CheckpointMisfitError: If a checkpoint does not fit as it must.
@@ -146,8 +148,8 @@ class CheckpointFitHook(Hook):
     # Before EMAHook, which copies the weights for itself.
     priority = 'VERY_HIGH'
 
-    def __init__(self, must_fit: Sequence[str] = ()) -> None:
-        self.must_fit = tuple(must_fit)
+    def __init__(self, must_fit: Sequence[str] | None = None) -> None:
+        self.must_fit = None if must_fit is None else tuple(must_fit)
         self._name: str | None = None
         self._missing: list[str] = []
 
@@ -159,9 +161,10 @@ class CheckpointFitHook(Hook):
         """Hold the weights against the model, and take out those that do not fit."""
         if isinstance(runner.model, FullyShardedDataParallel):
             return  # It puts each weight together only while it loads.
-        name = self._name = runner._load_from or find_latest_checkpoint(runner.work_dir)
+        latest = find_latest_checkpoint(runner.work_dir) if runner._resume else None
+        name = self._name = runner._load_from or latest or 'that was loaded'
         state = checkpoint.get('state_dict', checkpoint)
-        if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        if not any(isinstance(value, Tensor) for value in state.values()):
             raise CheckpointMisfitError(
                 f'checkpoint {name} holds no weights of a model'
             )
@@ -172,11 +175,13 @@ class CheckpointFitHook(Hook):
 
         model = unwrap(runner.model)
         wanted, unknown = find_misfits(model, state)
-        self._missing = [*wanted.values()]
+        everything = ('',) if self.must_fit is None else self.must_fit
+        self._missing = [wanted[key] for key in wanted if key.startswith(everything)]
         # A training that resumes is the same one, with all of its weights.
-        must_fit = ('',) if runner._resume else self.must_fit
-        raise_misfits(name, [wanted[key] for key in wanted if key.startswith(must_fit)])
-        lines = [f'{key} is unknown to the model' for key in unknown] + self._missing
+        if runner._resume or self.must_fit is not None:
+            raise_misfits(name, self._missing)
+        lines = [f'{key} is unknown to the model' for key in unknown]
+        lines += wanted.values()
         weights = [key for key, _ in model.named_parameters()]
         backbone = [key for key in weights if key.startswith('backbone.')]
         if weights and wanted.keys() >= set(backbone or weights):

@@ -12,6 +12,7 @@ from mmpretrain.registry import DATASETS
 
 from mmpsvit.guard import (
     find_misfits,
+    one_line,
     raise_misfits,
     shorten,
     unwrap,
@@ -26,11 +27,19 @@ def build_model(cfg: Config) -> BaseModel:
 
     Args:
         cfg (Config): The config. Its default scope becomes that of the process.
+
+    Raises:
+        ValueError: If the config does not fit.
     """
     init_default_scope(cfg.get('default_scope') or 'mmpretrain')
-    if 'data_preprocessor' in cfg:
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    return MODELS.build(cfg.model)
+    try:
+        if 'data_preprocessor' in cfg:
+            cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+        return MODELS.build(cfg.model)
+    except (AssertionError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'the model of the config cannot be built ({one_line(error)})'
+        ) from error
 
 
 def build_trained(

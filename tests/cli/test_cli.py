@@ -15,6 +15,7 @@ from mmpsvit.cli import (
     add_common_arguments,
     load_config,
     one_line_errors,
+    set_dataloader_defaults,
     training_remarks,
 )
 
@@ -104,6 +105,21 @@ def test_data_loaders_of_a_training(
     assert (loader.pin_memory, loader.persistent_workers) == expected
 
 
+@pytest.mark.parametrize('place', ['model', 'top'])
+def test_views_of_self_supervision_are_stacked(place):
+    """As by MMPretrain's tool, unless the config says otherwise."""
+    part = dict(data_preprocessor=dict(type='mmpretrain.SelfSupDataPreprocessor'))
+    cfg = Config(dict(train_dataloader={}, val_dataloader=dict(collate_fn='mine')))
+    cfg.update(dict(model=part) if place == 'model' else part)
+    set_dataloader_defaults(cfg)
+    assert cfg.train_dataloader.collate_fn == dict(type='default_collate')
+    assert cfg.val_dataloader.collate_fn == 'mine'
+    cfg.pop('model' if place == 'model' else 'data_preprocessor')
+    cfg.train_dataloader.pop('collate_fn')
+    set_dataloader_defaults(cfg)
+    assert 'collate_fn' not in cfg.train_dataloader
+
+
 @pytest.mark.parametrize('kind', ['ImageClassifier', 'mine.Model'])
 @pytest.mark.parametrize(
     'tta_model', [None, dict(type='AverageClsScoreTTA', note='mine')]
@@ -171,8 +187,12 @@ def test_wrong_out_type_is_explained_after_the_failure(scope, tmp_path):
     with pytest.raises(RunError) as caught, one_line_errors(cfg):
         Detector()(torch.ones(1))
     assert 'out_type is' not in str(caught.value)
-    # A linear head takes no maps, also below test-time augmentation.
+    # Nor in a segmentor, whose head takes maps.
     del cfg.model.neck
+    with pytest.raises(RunError) as caught, one_line_errors(cfg):
+        Detector()(torch.ones(1))
+    assert 'out_type is' not in str(caught.value)
+    # A linear head takes no maps, also below test-time augmentation.
     cfg.model.head = dict(type='PSViTClsHead')
     for model in (cfg.model, dict(type='ClsTTA', module=cfg.model)):
         cfg.model = model

@@ -45,7 +45,7 @@ def test_variables_of_pytorch(launcher, given, environ):
     ],
 )
 def test_missing_variables(launcher, given, missing, environ, monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
     environ.update(given)
     with pytest.raises(RuntimeError) as caught:
         launch.prepare_distributed(Config(dict(launcher=launcher)))
@@ -53,9 +53,10 @@ def test_missing_variables(launcher, given, missing, environ, monkeypatch):
     assert message in str(caught.value)
 
 
-def test_with_cuda(environ, monkeypatch):
+@pytest.mark.parametrize('device', ['cuda', 'npu'])
+def test_on_other_devices(device, environ, monkeypatch):
     """MMEngine's start-up does the rest, except for what it leaves out under MPI."""
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(launch, 'get_device', lambda: device)
     for launcher in ('none', 'pytorch', 'slurm'):
         launch.prepare_distributed(Config(dict(launcher=launcher)))
     assert environ == {}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.runner import find_latest_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from small_training import (
@@ -233,6 +234,7 @@ def test_loader_of_others(by_epoch, tmp_path, monkeypatch):
             {'param_scheduler': [dict(type='ConstantLR', by_epoch=False)] * 2},
             'there are 2 schedules, the checkpoint has 1',
         ),
+        ({}, {'optim_wrapper.optimizer.lr': 0.5}, 'has it, with lr=0.01 and not 0.5'),
         ({'optimizer': None}, {}, 'has no state of the optimizer'),
         ({'resume_state': None}, {}, 'has no random state'),
         ({'processes': 2}, {}, 'there are 1 processes, not 2'),
@@ -253,6 +255,16 @@ def test_what_will_differ_is_told(changes, options, message, stopped, tmp_path):
     warnings = read_warnings(work_dir)
     assert 'does not end exactly as it would have without the interruption' in warnings
     assert message in warnings
+
+
+def test_lost_average_is_told(stopped, tmp_path):
+    options = {'train_cfg.max_iters': 6}
+    runner = make_runner(
+        tmp_path, False, resume=True, load_from=str(stopped), **options
+    )
+    runner._hooks = [h for h in runner.hooks if not isinstance(h, EMAHook)]
+    runner.train()
+    assert 'goes on from the average of the weights' in read_warnings(tmp_path)
 
 
 def test_epochs_of_another_length_are_told(tmp_path):

@@ -164,6 +164,34 @@ def test_prefixes_that_must_fit(make, saved):
         runner.train()
 
 
+def test_what_a_test_does_not_use(make, saved):
+    """Such as an auxiliary head."""
+    runner = make(Model(), load_from=saved(Model(classes=5)))
+    (hook,) = (each for each in runner.hooks if isinstance(each, CheckpointFitHook))
+    hook.must_fit = ('backbone.',)
+    runner.test()
+    hook.must_fit = None
+    with pytest.raises(CheckpointMisfitError, match=r'head\.weight has shape'):
+        make(Model(), load_from=runner._load_from).test()
+
+
+class Counting(Model):
+    """Its state is more than tensors."""
+
+    def get_extra_state(self) -> dict:
+        return dict(count=3)
+
+    def set_extra_state(self, state: dict) -> None:
+        assert state == dict(count=3)
+
+
+def test_extra_state(make, tmp_path):
+    make(Counting()).train()
+    last = str(tmp_path / 'work' / 'epoch_1.pth')
+    make(Counting(), load_from=last, resume=True).train()
+    make(Counting(), load_from=last).test()
+
+
 def test_what_was_trained_since_is_tested(make, saved):
     runner = make(Model(), load_from=saved(Model(classes=5)))
     runner.train()

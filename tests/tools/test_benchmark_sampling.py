@@ -45,6 +45,10 @@ def test_implementations_agree(benchmark_sampling, dtype, layout, device):
         (['--batch-size', '0'], 'argument --batch-size: must be at least 1, got 0'),
         (['--dtype', 'float8'], "argument --dtype: invalid choice: 'float8'"),
         (['--dtype', 'amp-float16'], 'argument --dtype: amp-* only with --step-share'),
+        (
+            ['--step-share', 'b14.py', '--dtype', 'bfloat16'],
+            'argument --dtype: with --step-share, float32 or one amp-*',
+        ),
         (['--step-share', 'no.py'], 'argument config: no.py does not exist'),
         (
             ['--step-share', 'configs/psvit/ablations/vit_same_stem.py'],

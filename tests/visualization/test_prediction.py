@@ -14,7 +14,12 @@ from small_network import ARCH, small_config, small_model
 
 from mmpsvit import PSViT
 from mmpsvit.guard import CheckpointMisfitError
-from mmpsvit.visualization import build_trained, in_channels, sample_images
+from mmpsvit.visualization import (
+    build_model,
+    build_trained,
+    in_channels,
+    sample_images,
+)
 from mmpsvit.visualization.prediction import to_image
 
 SAMPLER = dict(type='mmpsvit.ProgressiveSampling', num_points=3, num_iters=2)
@@ -146,6 +151,16 @@ def test_an_error_of_the_network_is_not_hidden():
     packed = dict(item(), inputs=torch.zeros(5, 32, 32, dtype=torch.uint8))
     with pytest.raises(ValueError, match='x must have shape'):
         sample_images(model, [packed])
+
+
+def test_model_that_cannot_be_built():
+    cfg = small_config()
+    cfg.model.backbone.num_ponts = 10
+    with pytest.raises(ValueError, match=r"cannot be built \(TypeError: .*'num_ponts'"):
+        build_model(cfg)
+    cfg.pop('model')
+    with pytest.raises(ValueError, match=r"no attribute 'model'"):
+        build_model(cfg)
 
 
 def test_surplus_of_a_checkpoint_is_left_out_and_named(capfd):

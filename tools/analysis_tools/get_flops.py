@@ -4,9 +4,9 @@
     python tools/analysis_tools/get_flops.py configs/psvit/*.py
     python tools/analysis_tools/get_flops.py configs/psvit/b14.py --shape 256 192
 
-Counted are convolutions, linear layers, attention and the bilinear sampling; norms
-and activations are not, as in the literature. As there, all tokens of PS-ViT's last
-layer count, though it leaves out all but the class token.
+Counted are convolutions, linear layers, attention and the bilinear sampling;
+BatchNorm, LayerNorm and activations are not, as in the literature. As there, all tokens
+of PS-ViT's last layer count, though it leaves out all but the class token.
 """
 
 # isort: off
@@ -15,6 +15,7 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 
 import argparse
 import math
+import sys
 from collections import Counter
 from functools import partial
 
@@ -96,7 +97,10 @@ def main() -> None:
     print(f'| config ({height} x {width}) | parameters | GMACs |')
     print('| --- | ---: | ---: |')
     for path, cfg in cfgs.items():
-        parameters, macs = analyse(cfg, (height, width))
+        try:
+            parameters, macs = analyse(cfg, (height, width))
+        except ValueError as error:
+            sys.exit(f'get_flops.py: error: {path}: {error}')
         print(f'| {path} | {parameters:,} | {macs / 1e9:.3f} |', flush=True)
 
 

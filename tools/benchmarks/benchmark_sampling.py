@@ -199,6 +199,10 @@ def main() -> None:
     args = parser.parse_args()
     if not args.step_share and any(dtype.startswith('amp') for dtype in args.dtype):
         parser.error('argument --dtype: amp-* only with --step-share')
+    if args.step_share and (
+        len(args.dtype) > 1 or args.dtype[0] in ('bfloat16', 'float16')
+    ):
+        parser.error('argument --dtype: with --step-share, float32 or one amp-*')
     common.start(args)
     if args.step_share:
         rows = measure_step_share(args, parser)
