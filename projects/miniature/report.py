@@ -253,19 +253,25 @@ def rates(results: Results) -> str:
 
 def long(results: Results) -> str:
     """Long schedules and equal cost, at all learning rates that there are."""
+    tried = at_rates(LONG[0], results)
+    best = max(tried, key=tried.get, default=LR)
+    reference = scores(found_of(results, Training(LONG[0], lr=best, length=5)))
     rows = []
     for name in (*LONG, *COST):
         for lr in RATES:
             row = [NETWORKS[name].title, format_lr(lr)]
             for length in (1, 5):
-                found = scores(found_of(results, Training(name, lr=lr, length=length)))
-                row += [format_mean([*found.values()]), len(found) or '']
+                found = found_of(results, Training(name, lr=lr, length=length))
+                ours = scores(found)
+                row += [format_mean([*ours.values()]), len(ours) or '']
             if any(row[2:]):
-                at_end = found_of(results, Training(name, lr=lr, length=5))
-                quarter = format_mean(at_part(at_end, 1 / 4))
-                rows.append([*row, quarter, percent(share(at_end, 'inside'))])
+                is_other = (name, lr) != (LONG[0], best)
+                row.append(format_difference(ours, reference) if is_other else '')
+                row.append(format_mean(at_part(found, 1 / 4)))
+                rows.append([*row, percent(share(found, 'inside'))])
     header = ['network', 'learning rate', 'top-1', 'seeds', '5 times the steps']
-    return format_table([*header, 'seeds', 'after a quarter', 'in the box'], rows)
+    header += ['seeds', 'to the first long one', 'after a quarter', 'in the box']
+    return format_table(header, rows)
 
 
 def canvases(results: Results) -> str:

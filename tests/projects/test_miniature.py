@@ -247,7 +247,7 @@ def test_long_trainings_are_at_the_best_rate():
     results[best] = {0: result(77.0)}
     assert '| ViT | 2.5 | 5.0 | 10.0 | 20.0 |' in report.rates(results)
     # The seed that rates are chosen by does not count.
-    assert '| ViT | 2e-3 |  |  | 77.0 | 1 | 77.0 |  |' in report.long(results)
+    assert '| ViT | 2e-3 |  |  | 77.0 | 1 |  | 77.0 |  |' in report.long(results)
     assert '| ViT | 1e-3 |' not in report.long(results)
     with pytest.raises(SystemExit, match=r'--only rates \(demo_psvit has none\)'):
         plan.EXPERIMENTS['long'](results)
