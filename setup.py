@@ -10,6 +10,8 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 # What MMEngine and MIM look for under mmpsvit/.mim of an installed package.
 MIM_FILES = ('configs', 'tools', 'model-index.yml')
+# What works in a checkout only.
+CHECKOUT_ONLY = ('install_mmcv_ops.sh', 'run_demo.sh', 'run_on_gpu.sh')
 
 
 class BuildPyWithMimFiles(build_py):
@@ -35,7 +37,7 @@ class BuildPyWithMimFiles(build_py):
                 except OSError:  # Windows, without the right to make links
                     pass
             if source.is_dir():
-                ignore = shutil.ignore_patterns('__pycache__')
+                ignore = shutil.ignore_patterns('__pycache__', *CHECKOUT_ONLY)
                 shutil.copytree(source, target, ignore=ignore)
             else:
                 shutil.copy2(source, target)

@@ -123,6 +123,7 @@ def test_recipe_of_fine_tuning():
     cfg = load('psvit/transfer/b14_cifar10.py')
     optimizer = cfg.optim_wrapper.optimizer
     assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('SGD', 0.01, 1e-4)
+    assert (optimizer.momentum, optimizer.nesterov) == (0.9, True)
     assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size
     assert cfg.auto_scale_lr.base_batch_size == 768
     assert cfg.model.backbone.drop_path_rate == 0

@@ -4,8 +4,11 @@
 _base_ = './guard.py'
 
 # To start from a classifier's weights, a config sets
-#   model = dict(backbone=dict(init_cfg=dict(
+#   model = dict(backbone=dict(norm_eval=True, init_cfg=dict(
 #       type='Pretrained', checkpoint='psvit-b14.pth', prefix='backbone.')))
+# norm_eval keeps the statistics of the stem's BatchNorms, as the bases do with their
+# ResNet's: those of the few images of a GPU are noise. From scratch there are none to
+# keep, and sync_bn='torch' takes those of all GPUs.
 psvit_b14 = dict(
     _delete_=True,  # nothing is left of the base's ResNet
     type='mmpsvit.PSViT',

@@ -30,7 +30,7 @@ def training_remarks(cfg: Config) -> Iterator[str]:
         yield (
             'The PS-ViT backbone starts from scratch. For the weights of a classifier, '
             "set model.backbone.init_cfg=dict(type='Pretrained', checkpoint=..., "
-            "prefix='backbone.')."
+            "prefix='backbone.') and norm_eval=True."
         )
     # As MMEngine's runner has it: the model's own goes first.
     given = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}

@@ -1,5 +1,6 @@
 # CIFAR-10 at 224 px, 8 GPUs of 96. The images are RGB arrays of 32 x 32 pixels: no
-# image files to read, and no colours to swap.
+# image files to read, and no colours to swap. (RandAugment takes red for blue where it
+# makes an image greyer.)
 _base_ = './imagenet_bs64_psvit_224.py'
 
 data_preprocessor = dict(num_classes=10, to_rgb=False)

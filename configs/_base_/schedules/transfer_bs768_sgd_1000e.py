@@ -11,6 +11,7 @@ optim_wrapper = dict(
         type='SGD',
         lr=0.01,  # for a total batch of 768
         momentum=0.9,
+        nesterov=True,  # as timm's 'sgd', which DeiT's code asks for
         weight_decay=1e-4,
     ),
 )

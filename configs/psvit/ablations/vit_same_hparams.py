@@ -1,5 +1,6 @@
 # The paper's Table 7: a plain ViT with B/14's layers, channels, heads, MLP ratio and
-# number of tokens, trained the same way. The paper: 78.4% top-1, against 81.7%.
+# number of tokens, trained the same way, from the initial values of MMPretrain's ViT.
+# The paper: 78.4% top-1, against 81.7%.
 _base_ = '../b14.py'
 
 model = dict(
