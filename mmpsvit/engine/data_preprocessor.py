@@ -13,18 +13,13 @@ from mmpsvit.registry import MODELS
 class ClsDataPreprocessor(MMPretrainDataPreprocessor):
     """MMPretrain's, which sums up the one-hot labels of a batch image by image.
 
-    Where each image has one label, as in all our configs, they are made on the CPU and
-    go to a GPU in one copy: 128 launches less for 128 images. And images from pinned
-    memory are copied while the host goes on. The values are the same.
+    Where each image has one label, as in all our configs, they are made at once: 128
+    launches less for 128 images. The values are the same.
 
     Args:
         *args: As for ``mmpretrain.models.ClsDataPreprocessor``.
         **kwargs: Likewise.
     """
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self._non_blocking = True
 
     def forward(self, data: dict, training: bool = False) -> dict:
         """Prepare a batch.
@@ -39,7 +34,7 @@ class ClsDataPreprocessor(MMPretrainDataPreprocessor):
         """
         samples, count = data.get('data_samples'), self.num_classes
         if samples and self.to_onehot and count and all(map(_has_one_label, samples)):
-            labels = torch.cat([sample.gt_label for sample in samples])
+            labels = torch.cat([sample.gt_label for sample in samples]).to(self.device)
             for sample, row in zip(samples, F.one_hot(labels, count), strict=True):
                 sample.set_gt_score(row)
         return super().forward(data, training)

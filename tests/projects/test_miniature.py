@@ -112,7 +112,8 @@ def test_steps_are_those_of_the_runner(network, run_here, tmp_path):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
 @pytest.mark.parametrize('network', ['demo_slow', 'demo_elastic'])
-def test_graphs_take_the_steps_of_the_cpu(network, images):
+def test_graphs_take_the_steps_of_the_cpu(network, images, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
     cfg = plan.Training(network).config()
     cfg.train_cfg.max_iters = 24
     cfg.param_scheduler[0].end = 2
@@ -122,7 +123,8 @@ def test_graphs_take_the_steps_of_the_cpu(network, images):
         there = {split: each.to(torch.device(device)) for split, each in images.items()}
         ours = trainer.Trainer(cfg, 3, there)
         trainer.train_together([ours], 1)
-        weights.append(ours.model.cpu().state_dict())
+        # Not the statistics: those of the first BatchNorm add up rounding.
+        weights.append(dict(ours.model.cpu().named_parameters()))
     assert any(not isinstance(graph, int) for graph in ours.graphs.values())
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, atol=2e-3, rtol=0.02)

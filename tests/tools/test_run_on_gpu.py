@@ -8,8 +8,8 @@ import pytest
 
 TOOL = 'tools/benchmarks/run_on_gpu.sh'
 PARTS = [
-    'inference', 'training', 'latency', 'sampling_share', 'sampling_share_triton',
-    'loop', 'sampling', 'tests', 'aims',
+    'tests', 'loop', 'sampling_share', 'sampling_share_triton', 'training', 'inference',
+    'latency', 'sampling',
 ]  # fmt: skip
 
 
