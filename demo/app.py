@@ -70,7 +70,9 @@ def draw(
         return None
     hot = heat and look.heat is not None
     image = blend_heat(look.image, look.heat) if hot else look.image
-    (points,) = without_drift([look.trajectory]) if relative else [look.trajectory]
+    # The heat lies where the points are.
+    moved = relative and not hot
+    (points,) = without_drift([look.trajectory]) if moved else [look.trajectory]
     return sampling_picture(image, points[: int(iteration)], paths)
 
 

@@ -47,7 +47,7 @@ def record_sampling(model: nn.Module) -> Iterator[list[np.ndarray]]:
     Yields:
         list[np.ndarray]: One entry per image, in order of the forward passes: the
         points of every iteration in pixels of the network's input, (num_iters, N, 2),
-        (x, y), counted from the image's left and top edges.
+        (x, y), counted from the image's left and top edges, to half a pixel.
 
     Raises:
         ValueError: If the model has no or several samplers.
@@ -73,7 +73,8 @@ def movement_shares(
 
     Of the mean square of the displacements from the first to the last iteration: the
     share of their mean over images and points, and that of what is left when each
-    point's mean over the images is taken away.
+    point's mean over the images is taken away. Of few images the second is too small:
+    of n by the factor (n - 1) / n.
 
     Args:
         trajectories (Sequence[np.ndarray]): Of each image, (num_iters, N, 2), as

@@ -3,6 +3,7 @@
 
 import importlib
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,10 @@ def test_heat_is_at_the_points(demo, looker, checkout):
         explained.heat, explained.trajectory[:, -1], look.image.shape[:2], (6, 6)
     )
     np.testing.assert_allclose(look.heat, maps[0], rtol=1e-5)
+    # They stay there, whatever the switch for the drift.
+    drifting = look._replace(trajectory=look.trajectory + 5 * np.eye(4, 2)[:, None])
+    draw = partial(demo('app').draw, drifting, 4, True)
+    np.testing.assert_array_equal(draw(heat=True, relative=True), draw(heat=True))
 
     (checkout / 'configs' / 'mean.py').write_text(
         "_base_ = 'cluttered_digits/psvit.py'\n"

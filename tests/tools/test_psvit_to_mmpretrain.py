@@ -161,9 +161,29 @@ def test_published_sizes_are_recognised(name, root):
         theirs[new] = value
     theirs['head.weight'] = torch.zeros(1000, network.embed_dims)
     theirs['head.bias'] = torch.zeros(1000)
-    weights, arch = converter.convert(theirs)
-    assert arch == name
+    weights, backbone = converter.convert(theirs)
+    assert backbone == dict(arch=name)
     assert len(weights) == len(theirs)
+    # A fifth iteration, whose position layer is not a copy
+    for key in [*theirs]:
+        if key.startswith('ps_layers.3.'):
+            theirs[key.replace('.3.', '.4.', 1)] = theirs[key]
+    for index in (3, 4):
+        for kind in ('weight', 'bias'):
+            value = getattr(network.sampler.offset_layers[0], kind)
+            theirs[f'ps_layers.{index}.offset_layer.{kind}'] = value
+            copy = theirs[f'pos_layer.{kind}']
+            theirs[f'ps_layers.{index}.position_layer.{kind}'] = copy.clone()
+    del (
+        theirs['ps_layers.4.offset_layer.weight'],
+        theirs['ps_layers.4.offset_layer.bias'],
+    )
+    _, backbone = converter.convert(theirs)
+    assert backbone['sampler'] == dict(num_iters=5)
+    assert backbone['arch']['num_layers'] == network.num_layers + 1
+    theirs['ps_layers.4.position_layer.bias'] += 1
+    with pytest.raises(converter.ConversionError, match=r'4\.position_layer\.bias'):
+        converter.convert(theirs)
 
 
 def test_safetensors(figures, state, run_here, tmp_path):

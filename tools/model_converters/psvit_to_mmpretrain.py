@@ -119,15 +119,15 @@ def arch_of(state: dict[str, Tensor]) -> tuple[dict, int]:
     }, counts['ps_layers.']
 
 
-def convert(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | dict]:
+def convert(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict]:
     """Convert a state dict of the authors' network.
 
     Args:
         state (dict[str, Tensor]): Their weights, without `module.` prefixes.
 
     Returns:
-        tuple[dict, str | dict]: The weights of an ImageClassifier with our backbone and
-        head, and the architecture: 'tiny', 'base' or its settings.
+        tuple[dict, dict]: The weights of an ImageClassifier with our backbone and head,
+        and the arguments of the backbone that they are for.
 
     Raises:
         ConversionError: If keys are missing or odd, or shapes do not fit together.
@@ -136,6 +136,13 @@ def convert(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | dict]:
         key for key in state if not any(re.fullmatch(drop, key) for drop in DROPPED)
     ]
     odd = [key for key in needed if convert_name(key) is None]
+    # The position layer is one of all iterations.
+    odd += [
+        key
+        for key, value in state.items()
+        if '.position_layer.' in key
+        and not torch.equal(value, state.get(f'pos_layer.{key.split(".")[-1]}', value))
+    ]
     converted = {
         convert_name(key): swap_axes(key, state[key]).contiguous()
         for key in needed
@@ -168,7 +175,10 @@ def convert(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | dict]:
         )
     with torch.device('meta'):
         names = [name for name in PSViT.arch_zoo if PSViT(name).arch == arch]
-    return converted, names[0] if names else arch
+    backbone = dict(arch=names[0] if names else arch)
+    if num_iters != 4:
+        backbone['sampler'] = dict(num_iters=num_iters)
+    return converted, backbone
 
 
 def main() -> None:
@@ -191,7 +201,7 @@ def main() -> None:
         # Their trainer stores its command line in the checkpoint.
         checkpoint = load_checkpoint(source, 'cpu', allowed=(argparse.Namespace,))
         state, found = pick_state_dict(checkpoint, args.ema)
-        weights, arch = convert(state)
+        weights, backbone = convert(state)
     except (CheckpointError, ConversionError) as error:
         sys.exit(f'psvit_to_mmpretrain.py: error: {source}: {error}')
 
@@ -200,16 +210,19 @@ def main() -> None:
         source_sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
         averaged=found == 'state_dict_ema',
         converted_by=f'mmpsvit {mmpsvit.__version__}',
-        arch=arch,
+        backbone=backbone,
     )
     with write_atomically(target) as temporary:
         torch.save(dict(state_dict=weights, meta=meta), temporary)
     classes = len(weights['head.layers.head.bias'])
     where = f'{found} of {source.name}' if found else source.name
+    settings = ', '.join(f'{key}={value!r}' for key, value in backbone.items())
     print(
-        f'{target}: PS-ViT, arch {arch}, {classes} classes; {len(weights)} weights '
+        f'{target}: PSViT({settings}), {classes} classes; {len(weights)} weights '
         f'from {where}, {len(state) - len(weights)} left out (start points, copies)'
     )
+    if isinstance(backbone['arch'], dict):
+        print('num_heads is for 64 channels a head, as theirs have: no weight tells it')
     if found != 'state_dict_ema' and 'state_dict_ema' in checkpoint:
         print(f'{source.name} also holds averaged weights, which --ema takes')
 

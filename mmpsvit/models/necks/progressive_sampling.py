@@ -79,7 +79,7 @@ class ProgressiveSampling(BaseModule):
             differs from ``embed_dims``, a linear layer projects the samples.
             Defaults to None, which means ``embed_dims``.
         feat_stride (int): Stride of the feature map relative to the image; used by
-            ``point_stride``. Defaults to 4.
+            ``point_stride``, and by pictures of the points. Defaults to 4.
         num_iters (int): Number of iterations N. With 1, the points never move.
             Defaults to 4.
         num_points (int | tuple[int, int] | Sequence, optional): Points per side, or
