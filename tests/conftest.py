@@ -23,7 +23,7 @@ def root() -> Path:
 
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch):
-    """No test finds the default scope or the loggers of another one."""
+    """No test finds the default scope, loggers or loaders of another one."""
     forget(monkeypatch)
 
 

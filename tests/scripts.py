@@ -20,9 +20,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def forget(patch: pytest.MonkeyPatch) -> None:
-    """Forget the default scope, and loggers that write where nobody reads."""
+    """Forget the default scope, loggers that write where nobody reads, and loaders."""
     for manager in (DefaultScope, MMLogger):
         patch.setattr(manager, '_instance_dict', OrderedDict())
+    patch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
 
 
 def run_script(
@@ -54,8 +55,6 @@ def run_in_process(script: str, *args, cwd: Path | None = None, code: int = 0) -
         contextlib.redirect_stderr(output),
     ):
         forget(patch)
-        # Tools replace the loaders.
-        patch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
         patch.setattr(sys, 'argv', [str(path), *map(str, args)])
         patch.syspath_prepend(str(path.parent))
         if cwd is not None:

@@ -104,6 +104,11 @@ def test_recipe(name, drop, mixup, erases, decay):
     assert augments.probs[:2] == [0.5, 0.5]
     pipeline = cfg.train_dataloader.dataset.pipeline
     assert any(t.type == 'RandomErasing' for t in pipeline) == erases
+    crops, augment = pipeline[1], next(t for t in pipeline if t.type == 'RandAugment')
+    assert [crop[0].crop_ratio_range for crop in crops.transforms] == [(0.08, 1.0)] * 2
+    assert (augment.num_policies, augment.magnitude_level) == (2, 9)
+    assert augment.magnitude_std == 0.5
+    assert model.head.loss_module.label_smooth_val == 0.1
     assert cfg.optim_wrapper.optimizer.weight_decay == decay
     assert cfg.optim_wrapper.optimizer.betas == (0.9, 0.999)
     assert 'clip_grad' not in cfg.optim_wrapper

@@ -77,6 +77,24 @@ def test_same_bits_as_pytorch_on_the_cpu(settings):
             assert torch.equal(state['state'][index][name], value)
 
 
+@pytest.mark.parametrize(
+    'setting',
+    [dict(betas=(0.5, 0.9)), dict(eps=0.1), dict(amsgrad=True), dict(maximize=True)],
+    ids=str,
+)
+def test_groups_of_other_settings(setting):
+    def split(model: nn.Module) -> list[dict]:
+        return [
+            dict(params=[p], **(setting if p.ndim > 1 else {}))
+            for p in model.parameters()
+        ]
+
+    ours, expected = network(), network()
+    train(ours, AdamW(split(ours), lr=0.01), 3)
+    train(expected, torch.optim.AdamW(split(expected), lr=0.01), 3)
+    assert_equal(ours, expected)
+
+
 def test_equal_groups_step_together():
     """Rates and decays in three combinations."""
     counts = []

@@ -50,3 +50,17 @@ def test_exact_after_a_warm_up():
     for step in range(5, STEPS):
         cosine = (1 + math.cos(math.pi * step / STEPS)) / 2
         assert values[step] == pytest.approx(LAST + (BASE - LAST) * cosine, rel=1e-9)
+
+
+def test_groups_of_other_rates():
+    """Of layer-wise learning rates."""
+    bases = (BASE, BASE / 10)
+    groups = [dict(params=[torch.nn.Parameter(torch.ones(1))], lr=b) for b in bases]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    scheduler = CosineFactorLR(optimizer, T_max=STEPS, eta_min=LAST, by_epoch=False)
+    for step in range(1, STEPS):
+        optimizer.step()
+        scheduler.step()
+        cosine = (1 + math.cos(math.pi * step / STEPS)) / 2
+        for group, base in zip(optimizer.param_groups, bases, strict=True):
+            assert group['lr'] == pytest.approx(LAST + (base - LAST) * cosine)

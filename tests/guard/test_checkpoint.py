@@ -21,6 +21,7 @@ from mmpsvit.guard import (
     CheckpointError,
     MissingCheckpointError,
     UnsafeCheckpointError,
+    checkpoint,
     load_checkpoint,
     use_safe_loading,
 )
@@ -34,11 +35,6 @@ class Malicious:
 
     def __reduce__(self):
         return os.mkdir, (self.path,)
-
-
-@pytest.fixture
-def restore_loaders(monkeypatch):
-    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
 
 
 def test_training_checkpoint_loads(tmp_path):
@@ -83,7 +79,7 @@ def test_checkpoint_written_under_the_other_numpy(tmp_path):
 
 
 @pytest.mark.parametrize('through_mmengine', [False, True])
-def test_malicious_checkpoint_is_refused(tmp_path, restore_loaders, through_mmengine):
+def test_malicious_checkpoint_is_refused(tmp_path, through_mmengine):
     trap = tmp_path / 'executed'
     file = tmp_path / 'weights.pth'
     torch.save(dict(state_dict={}, extra=Malicious(str(trap))), file)
@@ -167,7 +163,7 @@ def test_classes_and_functions_stay_as_they_are(owner, name, tmp_path):
         setattr(owner, name, before)
 
 
-def test_safetensors(tmp_path, restore_loaders):
+def test_safetensors(tmp_path):
     file = tmp_path / 'weights.safetensors'
     save_file({'layer.weight': torch.ones(2)}, file)
     assert load_checkpoint(file)['layer.weight'].tolist() == [1, 1]
@@ -237,20 +233,20 @@ def test_damaged_and_missing_files(tmp_path):
         load_checkpoint(tmp_path)
 
 
-def test_no_loader_of_mmengine_is_left(restore_loaders):
+def test_no_loader_of_mmengine_is_left():
     use_safe_loading()
     modules = {loader.__module__ for loader in CheckpointLoader._schemes.values()}
     assert modules == {'mmpsvit.guard.checkpoint'}
 
 
 @pytest.mark.parametrize('scheme', ['torchvision', 'mmcls', 'open-mmlab'])
-def test_unknown_names(scheme, restore_loaders):
+def test_unknown_names(scheme):
     use_safe_loading()
     with pytest.raises(MissingCheckpointError, match='MMEngine knows no psvit'):
         CheckpointLoader.load_checkpoint(f'{scheme}://psvit')
 
 
-def test_download_is_safe_too(tmp_path, restore_loaders, monkeypatch):
+def test_download_is_safe_too(tmp_path, monkeypatch):
     """A URL goes through the same refusal; the download itself is a local file."""
     trap = tmp_path / 'executed'
     file = tmp_path / 'weights.pth'
@@ -272,7 +268,7 @@ def test_download_is_safe_too(tmp_path, restore_loaders, monkeypatch):
         assert not trap.exists()
 
 
-def test_failed_download_is_told_in_one_line(tmp_path, restore_loaders, monkeypatch):
+def test_failed_download_is_told_in_one_line(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError('no route to host')
 
@@ -283,3 +279,23 @@ def test_failed_download_is_told_in_one_line(tmp_path, restore_loaders, monkeypa
         CheckpointError, match=r'example\.org/x\.pth .*no route to host'
     ):
         CheckpointLoader.load_checkpoint('https://example.org/x.pth')
+
+
+def test_object_storage_is_safe_too(tmp_path, monkeypatch):
+    trap, file = tmp_path / 'executed', tmp_path / 'weights.pth'
+    torch.save(dict(state_dict={}, extra=Malicious(str(trap))), file)
+    backend = SimpleNamespace(get=lambda name: file.read_bytes())
+    monkeypatch.setattr(checkpoint, 'get_file_backend', lambda *args, **kwargs: backend)
+    use_safe_loading()
+    with pytest.raises(UnsafeCheckpointError, match=r's3://b/w\.pth is refused'):
+        CheckpointLoader.load_checkpoint('s3://b/w.pth')
+    assert not trap.exists()
+
+
+def test_backbone_of_a_classifier_by_name(tmp_path, monkeypatch):
+    state = {'backbone.a': torch.ones(1), 'head.b': torch.ones(1)}
+    torch.save(dict(state_dict=state), tmp_path / 'net.pth')
+    urls = dict(net=str(tmp_path / 'net.pth'))
+    monkeypatch.setattr(mmengine_checkpoint, 'get_mmcls_models', lambda: urls)
+    use_safe_loading()
+    assert [*CheckpointLoader.load_checkpoint('mmcls://net')['state_dict']] == ['a']

@@ -97,10 +97,7 @@ def lines(folder: Path, *labels: int, **options) -> dict:
 
 @pytest.mark.parametrize('label', [3, -1, 400])
 def test_label_out_of_range(label, train, folder):
-    names = '|'.join(('0', '1'))
-    message = (
-        rf'circle/({names})\.png has the label \[{label}\], the model has 3 classes'
-    )
+    message = rf'circle/1\.png has the label \[{label}\], the model has 3 classes'
     with pytest.raises(DataError, match=message):
         train(lines(folder, 0, label))
 

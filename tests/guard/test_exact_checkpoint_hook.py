@@ -235,6 +235,11 @@ def test_loader_of_others(by_epoch, tmp_path, monkeypatch):
             'there are 2 schedules, the checkpoint has 1',
         ),
         ({}, {'optim_wrapper.optimizer.lr': 0.5}, 'has it, with lr=0.01 and not 0.5'),
+        (
+            {},
+            {'optim_wrapper.optimizer.weight_decay': 0.5},
+            'with weight_decay=0.01 and not 0.5',
+        ),
         ({'optimizer': None}, {}, 'has no state of the optimizer'),
         ({'resume_state': None}, {}, 'has no random state'),
         ({'processes': 2}, {}, 'there are 1 processes, not 2'),
@@ -387,3 +392,12 @@ def test_run_that_resumes_adopts_the_seed(tmp_path):
     cfg.randomness.seed = seed + 1
     adopt_seed(cfg, meta)
     assert cfg.randomness.seed == seed + 1
+
+
+def test_validation_that_begins_late(tmp_path):
+    options = {'train_cfg.val_begin': 3}
+    with contextlib.suppress(Killed):
+        make_runner(tmp_path, recorder=Recorder(7), **options).train()
+    recorder = Recorder()
+    make_runner(tmp_path, recorder=recorder, resume=True, **options).train()
+    assert [*recorder.scores] == [9, 12]

@@ -54,6 +54,13 @@ def test_names_the_first_iteration_and_the_last_checkpoint(interval, value, tmp_
             assert all(tensor.isfinite().all() for tensor in value.values())
 
 
+def test_nothing_lost_is_validated(tmp_path):
+    spoil = Spoil(4, math.nan)  # validations are due after iterations 3, 6, 9
+    with pytest.raises(NonFiniteLossError):
+        train(tmp_path, spoil, **{'default_hooks.checkpoint.interval': -1})
+    assert [*spoil.scores] == [3]
+
+
 def test_by_epochs_before_any_checkpoint(tmp_path):
     with pytest.raises(NonFiniteLossError, match='iteration 1 is not finite; there is'):
         train(tmp_path, Spoil(0, math.nan), by_epoch=True)

@@ -9,7 +9,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
 
-from mmpsvit.guard import CheckpointFitHook, CheckpointMisfitError
+from mmpsvit.guard import CheckpointFitHook, CheckpointMisfitError, find_misfits
 
 NUMBERS = itertools.count()
 
@@ -39,12 +39,16 @@ class Vectors:
 
 @pytest.fixture
 def make(tmp_path):
-    def make(model: nn.Module, average: bool = False, **options) -> Runner:
+    def make(
+        model: nn.Module, average: bool = False, validates: bool = False, **options
+    ) -> Runner:
         loader = dict(
             batch_size=2,
             dataset=Vectors(),
             sampler=dict(type='DefaultSampler', shuffle=False),
         )
+        if validates:
+            options['val_dataloader'] = loader
         hooks = [CheckpointFitHook()]
         if average:
             hooks.append(dict(type='EMAHook'))
@@ -245,3 +249,45 @@ def test_file_without_weights(make, tmp_path):
     torch.save(dict(epoch=1), tmp_path / 'none.pth')
     with pytest.raises(CheckpointMisfitError, match=r'none\.pth holds no weights'):
         make(Model(), load_from=str(tmp_path / 'none.pth')).train()
+
+
+@pytest.mark.parametrize('form', ['load_from', 'init_cfg'])
+def test_weights_of_a_wrapped_model(form, make, saved):
+    first = Model()
+    file = saved(nn.ModuleDict(dict(module=first)))
+    init_cfg = dict(type='Pretrained', checkpoint=file)
+    options = dict(load_from=file) if form == 'load_from' else {}
+    runner = make(Model(init_cfg=None if options else init_cfg), **options)
+    runner.train()
+    assert torch.equal(runner.model.head.weight, first.head.weight)
+
+
+def test_initial_weights_are_not_validated(make, saved):
+    options = dict(val_evaluator=[], val_cfg=dict())
+    runner = make(Model(), load_from=saved(Model(classes=5)), validates=True, **options)
+    with pytest.raises(CheckpointMisfitError, match=r'head\.weight has shape'):
+        runner.val()
+
+
+class Plain(BaseModel):
+    """It has no backbone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, inputs, mode='tensor'):
+        return dict(loss=self.layer(torch.stack(inputs)).sum())
+
+
+def test_training_stops_where_nothing_of_the_model_fits(make, saved):
+    other = nn.ModuleDict(dict(trunk=nn.Linear(3, 3)))
+    with pytest.raises(CheckpointMisfitError, match='does not fit'):
+        make(Plain(), load_from=saved(other)).train()
+
+
+def test_counter_of_batches_may_be_missing():
+    model = nn.BatchNorm1d(2)
+    state = model.state_dict()
+    del state['num_batches_tracked']
+    assert find_misfits(model, state) == ({}, [])

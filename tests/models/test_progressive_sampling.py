@@ -7,8 +7,10 @@ from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from small import move_points
+from torch.nn import functional as F
 
 from mmpsvit import ProgressiveSampling, SampledTokens
+from mmpsvit.ops import point_sampling
 
 SMALL = dict(embed_dims=24, num_heads=3, feedforward_channels=48)
 
@@ -241,3 +243,35 @@ def test_in_the_neck_slot_of_a_classifier():
     for name, parameter in model.named_parameters():
         assert parameter.grad.abs().sum() > 0, name
     assert [len(s.pred_score) for s in model(images, mode='predict')] == [5, 5]
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_offsets_of_a_half_network(dtype):
+    """They are not rounded to half precision."""
+    neck = moving(ProgressiveSampling(**SMALL, num_points=4, num_iters=2))
+    neck, tokens = neck.to(dtype).eval(), []
+    neck.layers[0].register_forward_hook(lambda *args: tokens.append(args[-1]))
+    points = neck(torch.randn(1, 24, 56, 56).to(dtype)).trajectory.double()
+    layer = neck.offset_layers[0].double()
+    exact = F.linear(tokens[0].double(), layer.weight, layer.bias)
+    torch.testing.assert_close(points[:, 1] - points[:, 0], exact, atol=1e-4, rtol=0)
+
+
+def test_kernel_is_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(point_sampling, '_has_kernel', lambda feat, k: asked.append(k))
+    ProgressiveSampling(**SMALL, kernel='triton')(torch.zeros(1, 24, 8, 8))
+    assert asked == ['triton']
+
+
+def test_last_of_several_maps():
+    neck = moving(ProgressiveSampling(**SMALL)).eval()
+    feat, other = torch.randn(2, 1, 24, 9, 9)
+    assert torch.equal(neck((other, feat)).tokens, neck(feat).tokens)
+
+
+def test_initial_projection():
+    neck = ProgressiveSampling(**SMALL, in_channels=64)
+    neck.init_weights()
+    assert neck.in_proj.weight.std().item() == pytest.approx(0.02, rel=0.2)
+    assert (neck.in_proj.bias == 0).all()

@@ -19,6 +19,11 @@ def test_pooling():
         assert head((tokens,)).shape == (2, 3)
 
 
+def test_last_of_several_outputs():
+    first, last = torch.randn(2, 2, 8)
+    assert torch.equal(PSViTClsHead(3, 8).pre_logits((first, last)), last)
+
+
 def test_hidden_layer():
     head = PSViTClsHead(3, 8, pool='mean', hidden_dim=5, act_cfg=dict(type='ReLU'))
     tokens = torch.randn(2, 5, 8)

@@ -325,3 +325,23 @@ def check_triton_kernels() -> None:
 if __name__ == '__main__':
     torch.manual_seed(0)
     check_triton_kernels()
+
+
+def test_where_kernels_sample(monkeypatch):
+    """Not float64, whose points they would round, nor in deterministic mode."""
+
+    def has(dtype: torch.dtype) -> bool:
+        feat = types.SimpleNamespace(is_cuda=True, dtype=dtype)
+        return point_sampling._has_kernel(feat, 'triton')
+
+    assert has(torch.half) and has(torch.float32) and not has(torch.float64)
+    with monkeypatch.context() as patch:
+        name = 'are_deterministic_algorithms_enabled'
+        patch.setattr(torch, name, lambda: True)
+        assert not has(torch.half)
+
+
+def test_points_of_a_half_map_are_single(monkeypatch):
+    monkeypatch.setattr(point_sampling, '_has_kernel', lambda *_: True)
+    half = torch.zeros(1, 2, 3, 3).half()
+    assert SampledMap.of(half, 'triton').dtype == torch.float32
