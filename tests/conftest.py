@@ -21,6 +21,13 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.fixture(scope='session')
+def figures(root) -> dict[str, torch.Tensor]:
+    """What the authors' classes compute, in float64."""
+    with np.load(root / 'tests' / 'data' / 'psvit_tiny_float64.npz') as file:
+        return {key: torch.from_numpy(file[key]) for key in file}
+
+
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch):
     """No test finds the default scope, loggers or loaders of another one."""

@@ -2,7 +2,7 @@
 """Runs scripts of the repository: as processes, and in the process of the tests."""
 
 import contextlib
-import importlib
+import importlib.util
 import io
 import os
 import runpy
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from mmengine.logging import MMLogger
@@ -24,6 +25,24 @@ def forget(patch: pytest.MonkeyPatch) -> None:
     for manager in (DefaultScope, MMLogger):
         patch.setattr(manager, '_instance_dict', OrderedDict())
     patch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
+
+
+class Malicious:
+    """Makes a folder when it is unpickled in full."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (self.folder,)
+
+
+def load_script(script: str | Path) -> ModuleType:
+    """A Python script as a module."""
+    spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def run_script(

@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 from mmpretrain import ImageClassificationInferencer
 from PIL import Image
+from scripts import Malicious
 
 from mmpsvit.visualization import explain, heat_map
 
@@ -257,13 +258,9 @@ def test_replaced_checkpoint_is_loaded_again(looker, checkout):
 def test_mistakes_are_told_in_one_sentence(demo, looker, checkout, tmp_path):
     trap = tmp_path / 'executed'
 
-    class Malicious:
-        def __reduce__(self):
-            return os.mkdir, (str(trap),)
-
     works = checkout / 'work_dirs'
     image = looker.examples()[0]
-    torch.save(dict(state_dict=Malicious()), works / 'strange.pth')
+    torch.save(dict(state_dict=Malicious(trap)), works / 'strange.pth')
     (works / 'damaged.pth').write_bytes(b'no zip')
     torch.save([1, 2], works / 'list.pth')
     (works / 'secret.py').write_text(f'import os\nos.mkdir({str(trap)!r})\n')

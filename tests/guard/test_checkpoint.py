@@ -16,6 +16,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleLR
 from mmengine.runner.checkpoint import CheckpointLoader
 from safetensors.torch import save_file
+from scripts import Malicious
 
 from mmpsvit.guard import (
     CheckpointError,
@@ -25,16 +26,6 @@ from mmpsvit.guard import (
     load_checkpoint,
     use_safe_loading,
 )
-
-
-class Malicious:
-    """Creates a file when it is unpickled in full."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
 
 
 def test_training_checkpoint_loads(tmp_path):

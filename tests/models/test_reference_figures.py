@@ -5,12 +5,11 @@ In those, two-vectors are (y, x) and tokens are column-major: point i has x inde
 i // 7 and y index i % 7.
 """
 
-import importlib.util
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
+from scripts import load_script
 
 from mmpsvit import PSViT, PSViTClsHead
 
@@ -20,19 +19,9 @@ ORDER = torch.arange(POINTS**2).view(POINTS, POINTS).t().flatten()
 
 
 @pytest.fixture(scope='module')
-def converter(root) -> ModuleType:
+def converter() -> ModuleType:
     """The tool that converts the authors' weights, as a module."""
-    path = root / 'tools' / 'model_converters' / 'psvit_to_mmpretrain.py'
-    spec = importlib.util.spec_from_file_location('converter', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope='module')
-def figures(root):
-    with np.load(root / 'tests' / 'data' / 'psvit_tiny_float64.npz') as file:
-        return {key: torch.from_numpy(file[key]) for key in file}
+    return load_script('tools/model_converters/psvit_to_mmpretrain.py')
 
 
 def parts(figures: dict, prefix: str) -> dict:

@@ -1,7 +1,6 @@
 # Copyright (c) mmpsvit contributors.
 """Exported files against MMPretrain's own inference on the same image files."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -17,7 +16,7 @@ from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from mmpretrain.apis import ImageClassificationInferencer
 from mmpretrain.datasets import ResizeEdge
 from PIL import Image
-from scripts import error_of
+from scripts import error_of, load_script
 from small import small_arch
 from stack import needs_new_torch
 
@@ -118,12 +117,9 @@ def images(tmp_path):
 
 
 @pytest.fixture
-def tool(root):
+def tool():
     """The tool as a module."""
-    spec = importlib.util.spec_from_file_location('export_onnx', root / TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(TOOL)
 
 
 def check(scores: np.ndarray, images: np.ndarray, files: list[str], network) -> None:

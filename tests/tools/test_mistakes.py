@@ -1,12 +1,11 @@
 # Copyright (c) mmpsvit contributors.
 """Mistakes of users, and files of strangers: one line, and nothing is executed."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
-from scripts import error_of
+from scripts import Malicious, error_of
 from stack import NEW_TORCH
 
 from mmpsvit.guard import load_checkpoint
@@ -17,11 +16,7 @@ def malicious(tmp_path) -> tuple[Path, Path]:
     """A checkpoint, and the folder that it would make if it were unpickled in full."""
     file, trap = tmp_path / 'strange.pth', tmp_path / 'executed'
 
-    class Malicious:
-        def __reduce__(self):
-            return os.mkdir, (str(trap),)
-
-    torch.save(dict(state_dict={}, meta=Malicious()), file)
+    torch.save(dict(state_dict={}, meta=Malicious(trap)), file)
     return file, trap
 
 

@@ -1,12 +1,12 @@
 # Copyright (c) mmpsvit contributors.
 """Mixed precision on the command line, and of trainings that resume."""
 
-import importlib.util
 from types import ModuleType
 
 import pytest
 import torch
 from mmengine.config import Config
+from scripts import load_script
 
 from mmpsvit.guard import load_checkpoint
 
@@ -14,16 +14,12 @@ NONE = dict(enabled=False)
 
 
 @pytest.fixture
-def tool(root, monkeypatch):
+def tool(monkeypatch):
     """A tool as a module, on a machine that says it has CUDA."""
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
 
     def load(name: str) -> ModuleType:
-        path = root / 'tools' / f'{name}.py'
-        spec = importlib.util.spec_from_file_location(f'{name}_tool', path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return load_script(f'tools/{name}.py')
 
     return load
 

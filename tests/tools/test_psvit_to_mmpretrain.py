@@ -3,21 +3,16 @@
 
 import argparse
 
-import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmpretrain.apis import get_model
+from scripts import load_script
 
+from mmpsvit import PSViT
 from mmpsvit.guard import load_checkpoint
 
 TOOL = 'tools/model_converters/psvit_to_mmpretrain.py'
-
-
-@pytest.fixture(scope='module')
-def figures(root):
-    with np.load(root / 'tests' / 'data' / 'psvit_tiny_float64.npz') as file:
-        return {key: torch.from_numpy(file[key]) for key in file}
 
 
 @pytest.fixture(scope='module')
@@ -125,15 +120,9 @@ def test_refusals(state, run_here, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['tiny', 'base'])
-def test_published_sizes_are_recognised(name, root):
+def test_published_sizes_are_recognised(name):
     """Their names of a published network's weights, made from ours."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location('converter', root / TOOL)
-    converter = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(converter)
-    from mmpsvit import PSViT
-
+    converter = load_script(TOOL)
     back = [
         (r'sampler.position_layer', 'pos_layer'),
         (r'sampler.offset_layers.', 'ps_layers.'),
