@@ -162,7 +162,7 @@ class CheckpointFitHook(Hook):
         if isinstance(runner.model, FullyShardedDataParallel):
             return  # It puts each weight together only while it loads.
         latest = find_latest_checkpoint(runner.work_dir) if runner._resume else None
-        name = self._name = runner._load_from or latest or 'that was loaded'
+        name = self._name = runner._load_from or latest or '<loaded by a call>'
         state = checkpoint.get('state_dict', checkpoint)
         if not any(isinstance(value, Tensor) for value in state.values()):
             raise CheckpointMisfitError(

@@ -118,9 +118,11 @@ def test_training_that_resumes(saved, arguments, expected, train_config, tmp_pat
     assert cfg.randomness.seed == 3
 
 
+@pytest.mark.parametrize('has_cuda', [True, False])
 @pytest.mark.parametrize('name', ['float16', 'bfloat16', None])
-def test_precision_of_a_test(name, tool, root, tmp_path, monkeypatch):
-    """Autocast's default, since MMEngine's loop has no dtype."""
+def test_precision_of_a_test(name, has_cuda, tool, root, tmp_path, monkeypatch):
+    """Autocast's default, since MMEngine's loop has no dtype; on CPUs too."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: has_cuda)
     chosen = []
     new = hasattr(torch, 'set_autocast_dtype')
     setter = 'set_autocast_dtype' if new else 'set_autocast_gpu_dtype'

@@ -138,7 +138,7 @@ fi
 # What may fail comes first; what takes longest and was measured before comes last.
 part tests "$python" -m pytest -q --continue-on-collection-errors "${tests[@]}"
 if [ -z "$cpu" ]; then
-    bench loop_compiled training "${loop[@]}" --data memory \
+    bench loop_compiled training "${loop[@]}" --batch-size 128 --data memory \
         --cfg-options optim_wrapper.dtype=bfloat16 default_hooks.compile.type=mmpsvit.CompileHook \
         default_hooks.compile.mode=reduce-overhead model.backbone.sampler.kernel=triton
 fi

@@ -5,8 +5,8 @@ _base_ = 'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py'
 data_preprocessor = dict(_scope_='mmpretrain', type='mmpsvit.ClsDataPreprocessor')
 
 # The paper names random resized crops and RandAugment; their settings are the
-# official code's, which picks one of the two interpolations per image. (In RandAugment
-# too, which is bicubic here, as in MMPretrain's configs.)
+# official code's, which picks one of the two interpolations per image; it does so in
+# RandAugment too, which is always bicubic here, as in MMPretrain's configs.
 # `_scope_` lets a config take this list over that inherits it as `mmpsvit::...`.
 train_pipeline = [
     dict(_scope_='mmpsvit', type='LoadImageFromFile'),  # names a file that is damaged
