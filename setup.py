@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent
 # What MMEngine and MIM look for under mmpsvit/.mim of an installed package.
 MIM_FILES = ('configs', 'tools', 'model-index.yml')
 # What works in a checkout only.
-CHECKOUT_ONLY = ('install_mmcv_ops.sh', 'run_demo.sh', 'run_on_gpu.sh')
+CHECKOUT_ONLY = ('install_mmcv_ops.sh', 'run_demo.sh', 'run_on_gpu.sh', 'aims.py')
 
 
 class BuildPyWithMimFiles(build_py):

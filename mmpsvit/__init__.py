@@ -43,10 +43,7 @@ def _check_requirements() -> None:
 _check_requirements()
 
 # ruff: noqa: E402
-from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.utils import is_installed
-
-from .upstream import find_editable_packages, switch_off_multimodal_models
+from .upstream import make_configs_found, switch_off_multimodal_models
 
 switch_off_multimodal_models()
 
@@ -54,12 +51,7 @@ from .models import ProgressiveSampling, PSViT, PSViTClsHead, SampledTokens
 from .ops import sample_points, splat_points
 from .utils import register_model_names
 
-# Lets configs say `_base_ = 'mmpsvit::psvit/b14.py'`.
-MODULE2PACKAGE.setdefault('mmpsvit', 'mmpsvit')
-if not is_installed(MODULE2PACKAGE['mmseg']) and is_installed('mmseg'):
-    # MMEngine knows MMSegmentation by the name of its original distribution only.
-    MODULE2PACKAGE['mmseg'] = 'mmseg'
-find_editable_packages()
+make_configs_found()
 register_model_names()
 
 __all__ = [

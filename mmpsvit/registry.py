@@ -19,7 +19,6 @@ def _child(parent: str, *rooms: str) -> Registry:
 MODELS = _child('MODELS', 'models', 'engine')
 HOOKS = _child('HOOKS', 'guard', 'engine', 'visualization')
 LOOPS = _child('LOOPS', 'guard')
-TRANSFORMS = _child('TRANSFORMS', 'guard')
 OPTIMIZERS = _child('OPTIMIZERS', 'engine')
 PARAM_SCHEDULERS = _child('PARAM_SCHEDULERS', 'engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS', 'engine')

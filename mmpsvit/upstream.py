@@ -1,5 +1,5 @@
 # Copyright (c) mmpsvit contributors.
-"""The two places where this package changes something of another one, and why.
+"""The places where this package changes something of another one, and why.
 
 Everything else is done through registries and configs.
 """
@@ -11,15 +11,21 @@ from importlib.util import find_spec
 
 import mmengine.config.config
 import mmengine.hub.hub
-from mmengine.utils import get_installed_path
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.utils import get_installed_path, is_installed
 from packaging.version import Version
 
 
-def find_editable_packages() -> None:
-    """Make MMEngine find the configs of what is installed with ``pip install -e``.
+def make_configs_found() -> None:
+    """Make MMEngine find what configs name as ``_base_ = 'mmpsvit::psvit/b14.py'``.
 
-    The original MMEngine takes it that a package lies beside its metadata.
+    It knows MMSegmentation by the name of its original distribution only, and the
+    original MMEngine takes it that a package lies beside its metadata, which one that
+    is installed with ``pip install -e`` does not.
     """
+    MODULE2PACKAGE.setdefault('mmpsvit', 'mmpsvit')
+    if not is_installed(MODULE2PACKAGE['mmseg']) and is_installed('mmseg'):
+        MODULE2PACKAGE['mmseg'] = 'mmseg'
     for module in (mmengine.config.config, mmengine.hub.hub):
         module.get_installed_path = _installed_path
 

@@ -40,7 +40,7 @@ data_preprocessor = dict(
 )
 
 pipeline = [
-    dict(_scope_='mmpsvit', type='LoadImageFromFile'),  # names a file that is damaged
+    dict(_scope_='mmpretrain', type='LoadImageFromFile'),
     dict(_scope_='mmpretrain', type='PackInputs'),
 ]
 train_dataloader = dict(

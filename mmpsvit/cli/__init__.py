@@ -26,13 +26,14 @@ from mmpsvit.guard import (
     DataHook,
     NonFiniteLossError,
     one_line,
+    type_name,
     use_safe_loading,
     write_atomically,
 )
 
 from .diagnosis import find_data_fault
 from .launch import close_distributed, prepare_distributed
-from .remarks import explain_out_type, training_remarks, type_name
+from .remarks import explain_out_type, training_remarks
 
 __all__ = [
     'RunError',
@@ -47,7 +48,6 @@ __all__ = [
     'set_dataloader_defaults',
     'set_test_precision',
     'training_remarks',
-    'type_name',
     'use_mixed_precision',
 ]
 

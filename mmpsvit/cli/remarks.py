@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from mmengine.config import Config
 from torch import nn
 
+from mmpsvit.guard import type_name
+
 # ImageNet's mean in the order of caffe-style configs, which do not convert to RGB.
 _BGR_MEAN = (103.53, 116.28, 123.675)
 
@@ -72,12 +74,3 @@ def explain_out_type(cfg: Config, error: BaseException) -> Iterator[str]:
             "model.backbone.out_type is 'featmap': a linear head takes vectors, set "
             "'cls_token', or put a pooling neck between."
         )
-
-
-def type_name(part: dict | None) -> str | None:
-    """The type of a part of a config without its scope, also if it is a class."""
-    if not isinstance(part, dict):
-        return None
-    kind = part.get('type')
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', None)
-    return name and name.split('.')[-1]

@@ -1,6 +1,7 @@
 # Copyright (c) mmpsvit contributors.
 """Draws the number of points of each batch of a training."""
 
+from mmengine.dist import broadcast_object_list
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -22,7 +23,11 @@ class ElasticPointsHook(Hook):
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Find the samplers."""
+        """Find the samplers, and the seed of the main process."""
+        # With `diff_rank_seed`, each process has one of its own.
+        seeds = [runner.seed]
+        broadcast_object_list(seeds)
+        self._seed = seeds[0]
         model = unwrap(runner.model)
         self._samplers = [
             module
@@ -40,4 +45,4 @@ class ElasticPointsHook(Hook):
     ) -> None:
         """Draw."""
         for sampler in self._samplers:
-            sampler.draw_points(f'{runner.seed} {runner.iter}')
+            sampler.draw_points(f'{self._seed} {runner.iter}')

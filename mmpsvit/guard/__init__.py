@@ -10,6 +10,7 @@ from .checkpoint import (
     use_safe_loading,
 )
 from .data_hook import DataHook, leaf_datasets
+from .errors import DataError, one_line
 from .exact_checkpoint_hook import ExactCheckpointHook, adopt_seed
 from .exact_loop import ExactIterBasedTrainLoop
 from .files import AtomicBackend, write_atomically
@@ -23,8 +24,7 @@ from .fit import (
     unwrap,
     without_wrapper,
 )
-from .images import DataError, LoadImageFromFile, one_line
-from .precision import saved_precision
+from .precision import saved_precision, type_name
 
 __all__ = [
     'AtomicBackend',
@@ -36,7 +36,6 @@ __all__ = [
     'ExactCheckpointHook',
     'ExactIterBasedTrainLoop',
     'FiniteLossHook',
-    'LoadImageFromFile',
     'MissingCheckpointError',
     'NonFiniteLossError',
     'UnsafeCheckpointError',
@@ -49,6 +48,7 @@ __all__ = [
     'raise_misfits',
     'saved_precision',
     'shorten',
+    'type_name',
     'unwrap',
     'use_safe_loading',
     'without_wrapper',

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from mmpsvit.registry import HOOKS
 
+from .errors import DataError
 from .fit import unwrap
-from .images import DataError
 
 # What PyTorch's cross entropy ignores.
 _IGNORED = -100
@@ -83,6 +83,8 @@ class DataHook(Hook):
 def _num_classes(model: nn.Module) -> int | None:
     """How many classes the head of a classifier or detector tells apart, if known."""
     model = unwrap(model)
+    if type(model).__name__ == 'RPN':
+        return None  # MMDetection's, which takes all labels for 0
     roi_head = getattr(model, 'roi_head', model)
     for head in (getattr(model, 'head', None), getattr(roi_head, 'bbox_head', None)):
         if isinstance(head, nn.ModuleList):  # a cascade

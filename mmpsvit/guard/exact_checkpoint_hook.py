@@ -53,8 +53,8 @@ class ExactCheckpointHook(CheckpointHook):
       validation was due validates first, since that may have been interrupted.
 
     A checkpoint gets its name when it is written in full, then ``last_checkpoint``
-    names it, and only then older ones are removed. Nothing outside the folder of the
-    checkpoints is removed, and nothing in it but checkpoints.
+    names it, and only then older ones are removed. Nothing but checkpoints is removed,
+    and files that a killed process left half-written.
 
     Args:
         *args: As for ``mmengine.hooks.CheckpointHook``.
@@ -306,10 +306,11 @@ def _other_rates(runner: Runner, checkpoint: dict) -> Iterator[str]:
         for name in ('lr', 'weight_decay'):
             # What a schedule started from, where there is one.
             key = f'initial_{name}' if f'initial_{name}' in group else name
-            if saved.get(key, group[key]) != group[key]:
+            given = group.get(key)  # Rprop has no weight_decay
+            if saved.get(key, given) != given:
                 yield (
                     f'the optimizer goes on as the checkpoint has it, with {name}='
-                    f'{saved[key]} and not {group[key]}; load_from instead of resume '
+                    f'{saved[key]} and not {given}; load_from instead of resume '
                     'takes the new one'
                 )
                 return
@@ -344,6 +345,8 @@ def _is_validation_due(runner: Runner) -> bool:
     done, last = loop.epoch, loop.max_epochs
     if isinstance(loop, IterBasedTrainLoop):
         done, last = loop.iter, loop.max_iters
+    elif loop.iter != loop.epoch * len(loop.dataloader):
+        return False  # not at the end of an epoch
     loop._decide_current_val_interval()
     is_turn = done % loop.val_interval == 0 or done == last
     return runner.val_loop is not None and done >= loop.val_begin and is_turn

@@ -3,17 +3,19 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from mmengine.hooks import Hook
 from mmengine.model import BaseModule, BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner, find_latest_checkpoint
-from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.utils.hooks import RemovableHandle
 
 from mmpsvit.registry import HOOKS
 
 from .checkpoint import use_safe_loading
+from .precision import type_name
 
 
 class CheckpointMisfitError(RuntimeError):
@@ -152,13 +154,29 @@ class CheckpointFitHook(Hook):
         self.must_fit = None if must_fit is None else tuple(must_fit)
         self._name: str | None = None
         self._missing: list[str] = []
+        self._handles: list[RemovableHandle] = []
+        use_safe_loading()  # before anything is initialised or loaded
 
     def before_run(self, runner: Runner) -> None:
-        """Switch safe loading on, before anything is initialised or loaded."""
-        use_safe_loading()
+        """Watch the modules whose ``init_cfg`` is a checkpoint, before they load it."""
+        for module in unwrap(runner.model).modules():
+            cfgs = (isinstance(module, BaseModule) and module.init_cfg) or []
+            for cfg in [cfgs] if isinstance(cfgs, dict) else cfgs:
+                if type_name(cfg) in ('Pretrained', 'PretrainedInit'):
+                    name = f'checkpoint {cfg["checkpoint"]}'
+                    # After hooks of the module's own, which may rename weights.
+                    handle = module._register_load_state_dict_pre_hook(
+                        partial(refuse_foreign_weights, name=name), with_module=True
+                    )
+                    self._handles.append(handle)
+
+    def _end_watch(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Hold the weights against the model, and take out those that do not fit."""
+        self._end_watch()
         if isinstance(runner.model, FullyShardedDataParallel):
             return  # It puts each weight together only while it loads.
         latest = find_latest_checkpoint(runner.work_dir) if runner._resume else None
@@ -194,15 +212,9 @@ class CheckpointFitHook(Hook):
                 state.pop(key, None)
 
     def before_train(self, runner: Runner) -> None:
-        """Hold the model, which is initialised by now, against its ``init_cfg``."""
-        self._missing = []  # From now on it is trained.
-        for module in unwrap(runner.model).modules():
-            init_weights = getattr(type(module), 'init_weights', None)
-            # Other modules may convert what they load, or rename what they save.
-            if init_weights is BaseModule.init_weights and not module._state_dict_hooks:
-                cfgs = module.init_cfg or []
-                for cfg in [cfgs] if isinstance(cfgs, dict) else cfgs:
-                    _check_pretrained(module, cfg)
+        """From now on, what is missing is trained."""
+        self._end_watch()
+        self._missing = []
 
     def before_test(self, runner: Runner) -> None:
         """Do not test initial weights."""
@@ -218,17 +230,3 @@ def unwrap(model: nn.Module) -> nn.Module:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
-
-
-def _check_pretrained(module: nn.Module, cfg: dict) -> None:
-    """Stop if ``init_cfg`` is a checkpoint without any weight of the module."""
-    kind = cfg['type'] if isinstance(cfg['type'], str) else cfg['type'].__name__
-    if kind.split('.')[-1] not in ('Pretrained', 'PretrainedInit'):
-        return
-    name, prefix = cfg['checkpoint'], cfg.get('prefix')
-    checkpoint = CheckpointLoader.load_checkpoint(name, 'cpu', 'silent')
-    state = without_wrapper(checkpoint.get('state_dict', checkpoint))
-    # As MMEngine does, with or without the dot at the end.
-    start = f'{prefix.removesuffix(".")}.' if prefix else ''
-    given = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
-    refuse_foreign_weights(module, given, '', name=f'checkpoint {name}')

@@ -5,6 +5,15 @@ import ast
 from collections.abc import Mapping
 
 
+def type_name(part: object) -> str | None:
+    """The type of a part of a config without its scope, also if it is a class."""
+    if not isinstance(part, Mapping):
+        return None
+    kind = part.get('type')
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', None)
+    return name and name.split('.')[-1]
+
+
 def precision_of(optim_wrapper: object) -> str | None:
     """The precision that an ``optim_wrapper`` asks for.
 
@@ -17,9 +26,7 @@ def precision_of(optim_wrapper: object) -> str | None:
     """
     if not isinstance(optim_wrapper, Mapping):
         return None
-    kind = optim_wrapper.get('type', 'OptimWrapper')
-    kind = kind if isinstance(kind, str) else kind.__name__
-    kind = kind.split('.')[-1]
+    kind = type_name(optim_wrapper) or 'OptimWrapper'
     if kind == 'AmpOptimWrapper':
         return str(optim_wrapper.get('dtype') or 'float16').removeprefix('torch.')
     return 'float32' if kind == 'OptimWrapper' else None

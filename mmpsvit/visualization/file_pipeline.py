@@ -13,6 +13,8 @@ from mmengine.registry import init_default_scope
 from PIL import Image, ImageOps
 from torch import nn
 
+from mmpsvit.guard import type_name
+
 # Modes of image files by their number of channels.
 MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 
@@ -140,9 +142,7 @@ def _steps_of(dataset: dict) -> list:
 
 
 def _annotates(step: dict | Callable) -> bool:
-    kind = step['type'] if isinstance(step, dict) else type(step)
-    # Lazy configs name classes.
-    name = (kind if isinstance(kind, str) else kind.__name__).split('.')[-1]
+    name = type_name(step) or type(step).__name__
     return name.startswith('Load') and ('Ann' in name or 'Proposals' in name)
 
 

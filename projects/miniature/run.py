@@ -26,9 +26,12 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 import torch
@@ -96,7 +99,7 @@ def train(args: argparse.Namespace, group: list[Run]) -> list[dict]:
     """Train some networks of one data set side by side; return their results."""
     MMLogger.get_instance('miniature', log_level='WARNING')
     about = describe_setting(args.device)
-    # A process of several cannot have processes of its own.
+    # One of several has one core.
     cores = os.cpu_count() if args.jobs == 1 else 1
     images = images_of(Settings(**group[0].training.data), args.device, cores)
     trainers = [Trainer(run.training.config(), run.seed, images) for run in group]
@@ -182,9 +185,24 @@ def parse_args() -> argparse.Namespace:
 
 
 def start_process() -> None:
-    """One core each; the process that started them tells of an interruption."""
+    """One core each; they end with the process that started them, however it ends."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of which that process tells
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Wait until the process that started this one has ended, and end."""
+    parent_process().join()
+    os._exit(1)
+
+
+def map_unordered(
+    pool: ProcessPoolExecutor, function: Callable, items: Iterable
+) -> Iterator:
+    """``map`` in processes, each result as soon as it is there."""
+    futures = [pool.submit(function, item) for item in items]
+    return (future.result() for future in as_completed(futures))
 
 
 def main() -> None:
@@ -196,10 +214,19 @@ def main() -> None:
         if args.jobs == 1:
             do_missing(args, map)
             return
-        with get_context('spawn').Pool(args.jobs, start_process) as pool:
-            do_missing(args, pool.imap_unordered)
+        pool = ProcessPoolExecutor(args.jobs, get_context('spawn'), start_process)
+        try:
+            do_missing(args, partial(map_unordered, pool))
+        finally:  # the pool would wait for what still runs
+            for process in active_children():
+                process.terminate()
     except KeyboardInterrupt:
         sys.exit('\nstopped; the same command goes on')
+    except BrokenProcessPool:
+        sys.exit(
+            'error: a process was killed, for its memory perhaps: with fewer --jobs, '
+            'the same command goes on'
+        )
 
 
 if __name__ == '__main__':

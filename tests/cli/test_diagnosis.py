@@ -109,8 +109,8 @@ KINDS = pytest.mark.parametrize(
 def test_unreadable_image(kind, workers, folder):
     (folder / '5.png').write_bytes(b'')
     fault = fault_of(folder, kind, workers)
-    # With the settings of the pipeline.
-    assert fault.startswith(f'image {folder}/5.png cannot be read (UnidentifiedImage')
+    expected = f'image {folder}/5.png: LoadImageFromFile failed (UnidentifiedImage'
+    assert fault.startswith(expected)
 
 
 @KINDS

@@ -3,6 +3,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import mmdet
 import pytest
@@ -11,6 +12,8 @@ from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
+
+from mmpsvit.guard import DataHook
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'mmdet'
 NAMES = sorted(path.stem for path in CONFIGS.glob('*.py'))
@@ -43,6 +46,27 @@ def test_detector_takes_a_training_step(name):
     predictions = model.eval().test_step(data)
     assert all(p.pred_instances.bboxes.isfinite().all() for p in predictions)
     assert len(predictions) == 2
+
+
+def test_boxes_without_classes():
+    """MMDetection's RPN has one class, and takes the labels of 80 for it."""
+    stock = Path(mmdet.__file__).parent / '.mim' / 'configs'
+    cfg = Config.fromfile(stock / '_base_' / 'models' / 'rpn_r50_fpn.py')
+    cfg.model.backbone.init_cfg = None
+    init_default_scope('mmdet')
+    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=[]))
+    runner = SimpleNamespace(
+        model=MODELS.build(cfg.model),
+        train_dataloader=None,
+        train_loop=loop,
+        val_loop=None,
+    )
+    hook = DataHook()
+    hook.before_train(runner)
+    data = demo_mm_inputs(2, [(3, 64, 64)] * 2, num_classes=80)
+    hook.before_train_iter(runner, 0, data)
+    losses = runner.model(**runner.model.data_preprocessor(data, True), mode='loss')
+    assert runner.model.parse_losses(losses)[0].isfinite()
 
 
 @pytest.mark.parametrize('name', NAMES)

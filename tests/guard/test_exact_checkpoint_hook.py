@@ -262,6 +262,15 @@ def test_what_will_differ_is_told(changes, options, message, stopped, tmp_path):
     assert message in warnings
 
 
+def test_optimizer_without_weight_decay(tmp_path):
+    optimizer = dict(type='Rprop', lr=0.01, _delete_=True)
+    options = {'optim_wrapper.optimizer': optimizer, 'train_cfg.max_epochs': 1}
+    make_runner(tmp_path, **options).train()
+    options['train_cfg.max_epochs'] = 2
+    make_runner(tmp_path, resume=True, **options).train()
+    assert (tmp_path / 'epoch_2.pth').exists()
+
+
 def test_lost_average_is_told(stopped, tmp_path):
     options = {'train_cfg.max_iters': 6}
     runner = make_runner(
@@ -289,9 +298,12 @@ def test_middle_of_an_epoch_is_told(tmp_path):
     }
     make_runner(tmp_path, **options).train()
     file = str(tmp_path / 'iter_4.pth')
-    runner = make_runner(tmp_path, resume=True, load_from=file)
+    recorder = Recorder()
+    runner = make_runner(tmp_path, resume=True, load_from=file, recorder=recorder)
     runner.train()
     assert runner.epoch == EPOCHS
+    # No validation was due where it begins.
+    assert 4 not in recorder.scores
     assert 'it is from the middle of an epoch, which begins again' in (
         read_warnings(tmp_path)
     )

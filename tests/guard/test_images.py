@@ -1,5 +1,5 @@
 # Copyright (c) mmpsvit contributors.
-"""Image files of every odd kind: a documented treatment, or an error with the name."""
+"""Image files of every odd kind: a documented treatment, or an error."""
 
 import io
 from pathlib import Path
@@ -7,14 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from mmcv.transforms import LoadImageFromFile as MMCVLoader
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
-from mmengine.dataset import BaseDataset, Compose
+from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
 from PIL import Image
-from torch.utils.data import DataLoader
-
-from mmpsvit.guard import DataError, LoadImageFromFile
 
 
 def smooth(width: int = 40, height: int = 30) -> np.ndarray:
@@ -99,25 +96,6 @@ def test_treatment_of_odd_files(name, tmp_path):
     assert difference.max() <= tolerance
 
 
-@pytest.mark.parametrize(
-    'options',
-    [
-        dict(to_float32=True),
-        dict(color_type='grayscale'),
-        dict(color_type='unchanged'),
-        dict(color_type='unchanged', imdecode_backend='pillow', to_float32=True),
-    ],
-    ids=str,
-)
-def test_options_are_those_of_mmcv(options, tmp_path):
-    path = tmp_path / 'rgba.png'
-    path.write_bytes(GOOD['rgba.png'][0])
-    ours, right = load(path, **options), MMCVLoader(**options)(dict(img_path=str(path)))
-    assert ours['img'].dtype == right['img'].dtype
-    np.testing.assert_array_equal(ours.pop('img'), right.pop('img'))
-    assert ours == right
-
-
 @pytest.mark.parametrize('name', GOOD)
 def test_imagenet_pipelines_take_odd_files(name, tmp_path, root):
     path = root / 'configs' / '_base_' / 'datasets' / 'imagenet_bs64_psvit_224.py'
@@ -149,37 +127,8 @@ BAD = {
 
 @pytest.mark.parametrize('backend', ['cv2', 'pillow'])
 @pytest.mark.parametrize('name', BAD)
-def test_errors_name_the_file(name, backend, tmp_path):
+def test_damaged_files_are_errors(name, backend, tmp_path):
     path = tmp_path / name
     path.write_bytes(BAD[name])
-    # Even the option for skipping such files skips none.
-    for ignore_empty in (False, True):
-        with pytest.raises(DataError) as caught:
-            load(path, imdecode_backend=backend, ignore_empty=ignore_empty)
-        text = str(caught.value)
-        assert text.startswith(f'image {path} cannot be read (')
-        assert '\n' not in text
-
-
-def test_missing_file(tmp_path):
-    with pytest.raises(DataError, match=r'image .*none\.jpg cannot be read \(FileNotF'):
-        load(tmp_path / 'none.jpg', ignore_empty=True)
-    # The first line of a list that an editor of Windows has saved.
-    with pytest.raises(DataError, match='begins with a byte-order mark'):
-        load(Path('\ufeffa.jpg'))
-
-
-class Files(BaseDataset):
-    def load_data_list(self) -> list[dict]:
-        return [dict(img_path=self.ann_file)]
-
-
-@pytest.mark.parametrize('num_workers', [0, 1])
-def test_error_of_a_data_worker_is_one_line(num_workers, tmp_path):
-    path = tmp_path / 'DataError: odd  name.jpg'
-    path.write_bytes(b'')
-    dataset = Files(ann_file=str(path), pipeline=[LoadImageFromFile(ignore_empty=True)])
-    with pytest.raises(DataError) as caught:
-        next(iter(DataLoader(dataset, num_workers=num_workers)))
-    text = str(caught.value)
-    assert text.startswith(f'image {path} cannot be read (') and '\n' not in text
+    with pytest.raises((AssertionError, OSError, cv2.error)):
+        load(path, imdecode_backend=backend)

@@ -11,7 +11,7 @@ from stack import needs_new_torch
 from torch import nn
 
 from mmpsvit import ProgressiveSampling, PSViT
-from mmpsvit.engine import ElasticPointsHook
+from mmpsvit.engine import ElasticPointsHook, elastic_hook
 
 CHOICES = [2, 3, 4]
 
@@ -81,7 +81,7 @@ def test_draws():
     assert single.grid_size((8, 8)) == (3, 3)
 
 
-def test_hook():
+def test_hook(monkeypatch):
     """All processes of a training draw the same, and so does one that resumes."""
     runners = []
     for _ in range(2):
@@ -102,6 +102,13 @@ def test_hook():
     assert draw(runners[1], start=10) == grids[10:]
     runners[1].seed = 8
     assert draw(runners[1]) != grids
+
+    # A process whose seed is another one takes that of the first.
+    def broadcast(seeds: list) -> None:
+        seeds[0] = 7
+
+    monkeypatch.setattr(elastic_hook, 'broadcast_object_list', broadcast)
+    assert draw(runners[1]) == grids
 
 
 def test_hook_without_choices():

@@ -338,3 +338,21 @@ def test_picture_of_the_points(images):
     assert len(figure.axes) == 6 * 4
     label = int(images['val'].labels[0])
     assert figure.axes[0].get_title().startswith(f'{label}, predicted: ')
+
+
+def test_killed_process_ends_the_run(tmp_path):
+    (tmp_path / 'small.py').write_text(SMALL)
+    command = [sys.executable, tmp_path / 'small.py', '--only', 'a', '--device', 'cpu']
+    process = subprocess.Popen(
+        [*command, '--jobs', '2', '--out', tmp_path / 'out'],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    next(line for line in iter(process.stdout.readline, '') if line.startswith('a: '))
+    for child in psutil.Process(process.pid).children():
+        if 'spawn_main' in ' '.join(child.cmdline()):
+            child.kill()
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 1 and 'the same command goes on' in rest
+    assert 'Traceback' not in rest

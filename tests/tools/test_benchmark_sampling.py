@@ -1,5 +1,5 @@
 # Copyright (c) mmpsvit contributors.
-"""The benchmark of sampling: all implementations agree, mmcv's kernel among them."""
+"""The benchmark of sampling: all implementations agree."""
 
 import pytest
 import torch

@@ -160,6 +160,12 @@ def test_plain_network(networks):
         (['nonsense'], "argument models: 'nonsense' is no config file, no name of"),
         (['nowhere.py'], 'argument config: nowhere.py does not exist'),
         (['plain-b10_shared'], 'only the networks of the paper can be restated'),
+        (
+            ['plain-configs/psvit/ablations/b14_centered.py'],
+            'only the networks of the paper can be restated',
+        ),
+        (['ti14+tritn'], "'ti14+tritn': +cp and +triton are for PS-ViTs"),
+        (['resnet18+cp'], "'resnet18+cp': +cp and +triton are for PS-ViTs"),
         (['resnet18', '--runs', '0'], 'argument --runs: must be at least 1, got 0'),
         (['resnet18', '--baseline', 'x'], "--baseline: 'x' is none of resnet18"),
         (['resnet18', '--device', 'x'], "argument --device: 'x' is no device"),

@@ -34,9 +34,8 @@ from mmpsvit.cli import (
     run_main,
     set_dataloader_defaults,
     set_test_precision,
-    type_name,
 )
-from mmpsvit.guard import unwrap, write_atomically
+from mmpsvit.guard import type_name, unwrap, write_atomically
 from mmpsvit.visualization import in_channels
 
 

@@ -11,8 +11,8 @@ Points are float32 whatever the dtype of the map: half precision cannot place th
 implementation that needs one dtype for both casts the map to float32, and that is part
 of its time, and of its memory. Bytes are those beyond the map and the points.
 
---step-share times all samplings of one training step of a PS-ViT alone, at the map,
-points and gradients of that step, in one interleaved run with the whole step.
+--step-share times all samplings of one training step of a PS-ViT alone, at a map and
+points of that step, in one interleaved run with the whole step.
 """
 
 # isort: off
@@ -46,28 +46,6 @@ def grid_sample(feat: Tensor, points: Tensor) -> Tensor:
     return samples[:, :, 0].mT
 
 
-def mmcv_kernel(feat: Tensor, points: Tensor) -> Tensor:
-    """Sample with mmcv's deformable attention: one head, level and point, weight 1."""
-    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
-
-    batch, channels, height, width = feat.shape
-    value = feat.float().permute(0, 2, 3, 1).reshape(batch, -1, 1, channels)
-    x, y = points.unbind(-1)
-    locations = torch.stack(((x + 0.5) / width, (y + 0.5) / height), dim=-1)
-    locations = locations[:, :, None, None, None, :]
-    # Filled on the device: torch.tensor([...]) would wait for a copy.
-    spatial_shape = torch.full((1, 2), height, device=feat.device)
-    spatial_shape[:, 1] = width
-    return MultiScaleDeformableAttnFunction.apply(
-        value.contiguous(),  # the kernel takes no other, and of NCHW this is a view
-        spatial_shape,
-        torch.zeros(1, dtype=torch.long, device=feat.device),
-        locations,
-        torch.ones_like(locations[..., 0]),
-        batch,
-    )
-
-
 def sampled_map(
     feat: Tensor, points: Sequence[Tensor], kernel: str = 'mmcv'
 ) -> list[Tensor]:
@@ -82,16 +60,7 @@ def sampled_map(
 
 def implementations(device: torch.device) -> dict[str, Callable]:
     """What there is to time on a device: a map and a list of points to samples."""
-    single = dict(grid_sample=grid_sample)
-    if device.type == 'cuda':
-        try:
-            from mmcv.ops import get_compiling_cuda_version
-
-            if get_compiling_cuda_version() != 'not available':
-                single['mmcv kernel'] = mmcv_kernel
-        except ImportError:  # mmcv without compiled ops
-            pass
-    single['sample_points'] = sample_points
+    single = dict(grid_sample=grid_sample, sample_points=sample_points)
 
     def repeated(sample: Callable, feat: Tensor, points: list[Tensor]) -> list[Tensor]:
         return [sample(feat, chosen) for chosen in points]
@@ -159,7 +128,7 @@ def measure_step_share(
         parser.error(f'argument --step-share: {args.step_share} samples no points')
     model.backbone.sampler.kernel = args.kernel
     form = dict(device=args.device, memory_format=torch.channels_last)
-    model = model.to(**form)
+    model = model.to(**form).train()
     images = torch.rand(args.batch_size, 3, *common.input_size(cfg)).to(**form)
     found = []
     keep = model.backbone.sampler.register_forward_hook(lambda *c: found.append(c))
@@ -170,7 +139,7 @@ def measure_step_share(
     # The start points have no gradient.
     points = [start, *(chosen.requires_grad_() for chosen in moved)]
     feat = feat.detach().requires_grad_()
-    forward = partial(model.train(), mode='tensor')
+    forward = partial(model, mode='tensor')
     step = common.training_step(forward, model.parameters(), images, args.dtype[0])
     sample = partial(sampled_map, kernel=args.kernel)
     alone = step_of(sample, feat, points, backward=True)

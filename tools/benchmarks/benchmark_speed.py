@@ -18,9 +18,9 @@ label-smoothed cross entropy, backward and AdamW. Peak memory is beyond the weig
 the whole step, in training with the optimizer. The plain networks stay as they are
 written: NCHW, BatchNorms unfolded, eager.
 
-With --sizes and --points images grow, points per side grow, or both, side by side. A
-plain ViT then gets as many tokens as the PS-ViTs: patches of the image's side over the
-points per side, rounded down, in an image of as many whole patches.
+With --sizes and --points images grow, points per side grow, or both, side by side. With
+--points, a plain ViT gets as many tokens as the PS-ViTs: patches of the image's side
+over the points per side, rounded down, in an image of as many whole patches.
 """
 
 # isort: off
@@ -43,8 +43,8 @@ from plain_psvit import PlainPSViT
 from torch import Tensor, nn
 from torch.profiler import profile
 
-from mmpsvit.cli import add_cfg_options, read_config, run_main, type_name
-from mmpsvit.guard import write_atomically
+from mmpsvit.cli import add_cfg_options, read_config, run_main
+from mmpsvit.guard import type_name, write_atomically
 
 # Peers of the paper's Table 9, without RegNetY, which MMPretrain does not have.
 PEERS = {
@@ -99,6 +99,8 @@ def build_candidate(
     side = size or shape[0]
     backbone = cfg.model.get('backbone', {})
     kind = type_name(backbone)
+    if suffix and (kind != 'PSViT' or suffix not in ('cp', 'triton')):
+        parser.error(f'argument models: {name!r}: +cp and +triton are for PS-ViTs')
     if kind == 'PSViT':
         cfg.merge_from_dict(args.cfg_options or {})
         backbone = cfg.model.backbone
@@ -107,7 +109,8 @@ def build_candidate(
         elif suffix == 'triton':
             backbone.setdefault('sampler', {}).update(kernel='triton')
         if points:
-            backbone.sampler.update(num_points=points, point_stride=None)
+            grid = dict(num_points=points, point_stride=None)
+            backbone.setdefault('sampler', {}).update(grid)
     elif kind == 'VisionTransformer' and points:
         backbone.patch_size = side // points
         backbone.img_size = side = side // points * points

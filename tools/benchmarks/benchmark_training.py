@@ -41,7 +41,8 @@ import common
 import mmpretrain
 import torch
 from mmengine.config import Config
-from mmengine.dist import get_rank, get_world_size
+from mmengine.device import get_device
+from mmengine.dist import get_rank, get_world_size, init_dist, is_distributed
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
@@ -157,10 +158,6 @@ def set_data(cfg: Config, args: argparse.Namespace, data: str, batch_size: int) 
         loader.dataset = dict(dataset, length=length)
     else:
         pipeline = loader.dataset.pipeline
-        if args.backend:
-            for transform in pipeline:
-                if transform['type'].endswith('LoadImageFromFile'):
-                    transform['imdecode_backend'] = args.backend
         images = dict(_scope_='mmpretrain', type='CustomDataset', pipeline=pipeline)
         images['data_prefix'] = args.folder
         times = -(-length // args.images)
@@ -274,7 +271,6 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
     add('--workers', type=int, nargs='+', help="default: the config's")
     add('--batch-size', type=common.positive, nargs='+', help="default: the config's")
     add('--images', type=common.positive, default=256, help='number of JPEGs')
-    add('--backend', help='that decodes JPEGs, as of LoadImageFromFile')
     add('--amp', action='store_true', help='as of tools/train.py (CUDA only)')
     add_cfg_options(parser)
     args = parser.parse_args()
@@ -283,6 +279,11 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
         parser.error(f'argument config: {args.config} trains no classifier')
     if args.amp and args.device.type != 'cuda':
         parser.error('argument --amp: mixed precision needs a CUDA device')
+    if args.device.type != get_device():
+        parser.error(
+            f'argument --device: MMEngine trains on {get_device()}; an empty '
+            'CUDA_VISIBLE_DEVICES hides GPUs'
+        )
     if min(args.workers or [0]) < 0:
         parser.error(f'argument --workers: must be at least 0, got {min(args.workers)}')
     loader = cfg.train_dataloader
@@ -303,6 +304,9 @@ def main() -> None:
 
         cfg.launcher = 'pytorch'
         prepare_distributed(cfg)
+        if not is_distributed():  # on GPUs, the first Runner would begin with it
+            init_dist(cfg.launcher, **cfg.get('env_cfg', {}).get('dist_cfg', {}))
+            args.device = torch.device('cuda', torch.cuda.current_device())
     with tempfile.TemporaryDirectory() as args.folder:
         if 'jpeg' in args.data:
             generate(Path(args.folder), args.images)

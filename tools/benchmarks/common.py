@@ -72,6 +72,8 @@ def start(args: argparse.Namespace) -> None:
     """Set threads and seed; keep the remarks of OpenMMLab out of the report."""
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.device.type == 'cuda' and args.device.index is not None:
+        torch.cuda.set_device(args.device)
     torch.manual_seed(0)
     MMLogger.get_instance('benchmark', log_level='WARNING')
 
@@ -88,7 +90,8 @@ def input_size(cfg: Config) -> tuple[int, int]:
     size = 224
     for transform in loader.get('dataset', {}).get('pipeline', []):
         size = transform.get('crop_size', transform.get('scale', size))
-    return (size, size) if isinstance(size, int) else tuple(size)
+    # Transforms name the width first.
+    return (size, size) if isinstance(size, int) else tuple(size)[::-1]
 
 
 def inference_step(forward: Callable, images: Tensor, dtype: str) -> Step:

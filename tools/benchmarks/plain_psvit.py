@@ -37,6 +37,7 @@ class PlainPSViT(nn.Module):
             and sampler.num_points is not None
             and not sampler.share_weights
             and sampler.offset_scale == 1
+            and not sampler.center_offsets
         ):
             raise ValueError('only the networks of the paper can be restated')
         self.backbone, self.head = backbone, model.head

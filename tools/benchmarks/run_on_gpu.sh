@@ -21,7 +21,10 @@ deadline=540
 longest=200 # a part, so that one that hangs leaves time for the others
 while [ $# -gt 0 ]; do
     case $1 in
-    --cpu) cpu=1 deadline=86400 longest=86400 ;;
+    --cpu)
+        cpu=1 deadline=86400 longest=86400
+        export CUDA_VISIBLE_DEVICES= # MMEngine would train on a GPU
+        ;;
     --seconds)
         shift
         [[ ${1:-} =~ ^[0-9]+$ ]] || fail "--seconds: a number, got '${1:-}'" 2

@@ -21,7 +21,6 @@ import argparse
 import copy
 import importlib.util
 import json
-import random
 import sys
 import warnings
 from collections.abc import Callable
@@ -34,7 +33,7 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.logging import MMLogger
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, set_random_seed
 from mmpretrain.models import ClsHead, ImageClassifier
 from mmpretrain.models.utils import ClsDataPreprocessor
 from packaging.version import Version
@@ -253,10 +252,7 @@ def make_examples(
 
     def pack(image: Image.Image, path: Path) -> dict:
         image.save(path)
-        # For pipelines with random steps.
-        random.seed(0)
-        np.random.seed(0)
-        torch.manual_seed(0)
+        set_random_seed(0)  # for pipelines with random steps
         item = pipeline(path)
         inputs = item['inputs'].float()
         if shape not in (None, tuple(inputs.shape[-2:])):

@@ -9,7 +9,7 @@ data_preprocessor = dict(_scope_='mmpretrain', type='mmpsvit.ClsDataPreprocessor
 # RandAugment too, which is always bicubic here, as in MMPretrain's configs.
 # `_scope_` lets a config take this list over that inherits it as `mmpsvit::...`.
 train_pipeline = [
-    dict(_scope_='mmpsvit', type='LoadImageFromFile'),  # names a file that is damaged
+    dict(_scope_='mmpretrain', type='LoadImageFromFile'),
     dict(
         _scope_='mmpretrain',
         type='RandomChoice',
@@ -51,8 +51,5 @@ train_dataloader = dict(
     collate_fn=dict(type='default_collate'),
 )
 
-test_pipeline = [train_pipeline[0], *_base_.test_pipeline[1:]]
-val_dataloader = dict(
-    dataset=dict(pipeline=test_pipeline), collate_fn=dict(type='default_collate')
-)
+val_dataloader = dict(collate_fn=dict(type='default_collate'))
 test_dataloader = val_dataloader
