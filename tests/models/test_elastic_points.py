@@ -70,6 +70,9 @@ def test_draws():
         sampler.eval()
         assert sampler.grid_size((8, 8)) == (3, 3)
         sampler.train()
+    sampler.num_points = 4
+    assert sampler.grid_size((8, 8)) == (4, 4)
+    sampler.num_points = CHOICES
     assert set(drawn) == set(sampler.choices)
     assert min(Counter(drawn).values()) >= 10
     for seed, grid in enumerate(drawn):

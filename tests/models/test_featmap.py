@@ -29,6 +29,15 @@ def test_sizes(size):
         assert out.isfinite().all()
 
 
+def test_padding_is_cut_off():
+    """The backbone's own, right and bottom."""
+    model, images = build(), torch.rand(1, 3, 40, 56)
+    padded = model(F.pad(images, (0, 8, 0, 8)))
+    for out, whole in zip(model(images), padded, strict=True):
+        height, width = out.shape[-2:]
+        torch.testing.assert_close(out, whole[..., :height, :width])
+
+
 @pytest.mark.parametrize('dynamo', [False, True])
 def test_onnx(tmp_path, dynamo):
     """By both exporters of PyTorch."""

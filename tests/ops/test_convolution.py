@@ -48,20 +48,13 @@ def test_compiles():
     torch.testing.assert_close(compiled(x, weight), run(x, weight))
 
 
-def test_what_is_restated(device):
-    """In half precision on CUDA only, and no module that somebody must call."""
-    conv, half = nn.Conv2d(3, 8, 7, 2, 3), torch.zeros(1, 3, 8, 8).bfloat16().to(device)
-    assert may_restate(half, conv) == (device == 'cuda')
-    assert not may_restate(half.float(), conv)
-    assert not may_restate(half, nn.Conv2d(3, 8, 3, 2, 1))
-    assert not may_restate(half, nn.Sequential(conv))
-    torch.nn.utils.prune.l1_unstructured(conv, 'weight', 0.5)
-    assert not may_restate(half, conv)
+USUAL = dict(kernel_size=7, stride=2, padding=3)
 
 
 @pytest.mark.parametrize(
     'changed',
     [
+        dict(kernel_size=3),
         dict(stride=1),
         dict(padding=2),
         dict(dilation=2),
@@ -71,10 +64,24 @@ def test_what_is_restated(device):
 )
 def test_another_convolution_is_not_restated(changed):
     """Such as that of a stem for smaller images."""
-    usual = dict(kernel_size=7, stride=2, padding=3)
     on_cuda = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
-    assert may_restate(on_cuda, nn.Conv2d(3, 6, **usual))
-    assert not may_restate(on_cuda, nn.Conv2d(3, 6, **usual | changed))
+    assert not may_restate(on_cuda, nn.Conv2d(3, 6, **USUAL | changed))
+
+
+def test_what_is_restated():
+    """In half precision on CUDA only, and no module that somebody must call."""
+    conv = nn.Conv2d(3, 6, **USUAL)
+    half = dict(is_cuda=True, dtype=torch.bfloat16)
+    for changed in (dict(is_cuda=False), dict(dtype=torch.float32)):
+        assert not may_restate(SimpleNamespace(**half | changed), conv)
+    half = SimpleNamespace(**half)
+    assert may_restate(half, conv)
+    assert not may_restate(half, nn.Sequential(conv))
+    with conv.register_forward_hook(lambda *_: None):
+        assert not may_restate(half, conv)
+    assert may_restate(half, conv)
+    torch.nn.utils.prune.l1_unstructured(conv, 'weight', 0.5)
+    assert not may_restate(half, conv)
 
 
 def inputs(device: str, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:

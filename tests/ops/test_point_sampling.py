@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import coordinates, sample_reference
@@ -103,20 +102,6 @@ def test_gradcheck(device, kind):
     feat = feat.to(device).requires_grad_()
     points = torch.from_numpy(make_points(kind, 2, 6, 3, 4)).to(device).requires_grad_()
     assert gradcheck(sample_points, (feat, points))
-
-
-def test_agrees_with_grid_sample(device):
-    torch.manual_seed(0)
-    feat = torch.randn(2, 8, 14, 9, device=device)
-    points = torch.rand(2, 50, 2, device=device) * 20 - 4
-    size = points.new_tensor([9, 14])
-    grid = 2 * (points + 0.5) / size - 1
-    expected = F.grid_sample(
-        feat, grid[:, None], padding_mode='zeros', align_corners=False
-    )
-    torch.testing.assert_close(
-        sample_points(feat, points), expected[:, :, 0].mT, atol=2e-5, rtol=1e-5
-    )
 
 
 @repeatable

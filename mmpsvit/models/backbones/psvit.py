@@ -322,7 +322,7 @@ class PSViT(BaseBackbone):
             )
         if not x.is_floating_point():
             raise TypeError(f'x must be floating point, got {x.dtype}')
-        stride = self.sampler.point_stride
+        stride = getattr(self.sampler, 'point_stride', None)
         if stride is not None:
             height, width = x.shape[-2:]
             x = F.pad(x, (0, -width % stride, 0, -height % stride))

@@ -224,13 +224,14 @@ class ProgressiveSampling(BaseModule):
 
     def init_weights(self) -> None:
         """Initialise the weights: offset layers zero, other layers truncated normal."""
-        for layer in (self.in_proj, self.position_layer):
-            if isinstance(layer, nn.Linear):
-                trunc_normal_(layer.weight)
+        if not self.is_init:
+            for layer in (self.in_proj, self.position_layer):
+                if isinstance(layer, nn.Linear):
+                    trunc_normal_(layer.weight)
+                    nn.init.zeros_(layer.bias)
+            for layer in self.offset_layers:
+                nn.init.zeros_(layer.weight)
                 nn.init.zeros_(layer.bias)
-        for layer in self.offset_layers:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
         # Last, since a pretrained checkpoint overwrites everything.
         super().init_weights()
 
