@@ -132,6 +132,7 @@ def test_groups_survive_a_step_that_fails():
     assert optimizer.step(lambda: 2.0) == 2.0
 
 
+@needs_new_torch
 def test_in_a_compiled_iteration():
     """MMEngine's ``compile`` compiles the step of the optimizer with the rest."""
     ours, expected = network(), network()

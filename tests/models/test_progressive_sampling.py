@@ -7,6 +7,7 @@ from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from small import move_points
+from stack import skip_without_autocast
 from torch.nn import functional as F
 
 from mmpsvit import ProgressiveSampling, SampledTokens
@@ -233,6 +234,7 @@ def test_in_the_neck_slot_of_a_classifier():
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_offsets_of_a_half_network(dtype):
     """They are not rounded to half precision."""
+    skip_without_autocast(dtype)
     neck = moving(ProgressiveSampling(**SMALL, num_points=4, num_iters=2))
     neck, tokens = neck.to(dtype).eval(), []
     neck.layers[0].register_forward_hook(lambda *args: tokens.append(args[-1]))
