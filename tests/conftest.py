@@ -5,9 +5,10 @@ import re
 import shutil
 import socket
 import textwrap
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
+import mmengine.config.utils
 import numpy as np
 import pytest
 import torch
@@ -26,6 +27,14 @@ def figures(root) -> dict[str, torch.Tensor]:
     """What the authors' classes compute, in float64."""
     with np.load(root / 'tests' / 'data' / 'psvit_tiny_float64.npz') as file:
         return {key: torch.from_numpy(file[key]) for key in file}
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _read_metafiles_once():
+    """MMEngine reads all of MMPretrain's for each config that one of ours inherits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mmengine.config.utils, 'load', cache(mmengine.config.utils.load))
+        yield
 
 
 @pytest.fixture(autouse=True)

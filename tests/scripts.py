@@ -13,16 +13,21 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
+from mmengine.visualization import Visualizer
 
 ROOT = Path(__file__).parent.parent
 
 
 def forget(patch: pytest.MonkeyPatch) -> None:
-    """Forget the default scope, loggers that write where nobody reads, and loaders."""
-    for manager in (DefaultScope, MMLogger):
+    """Forget the default scope, loaders, and what a run may share with the next one.
+
+    MMEngine finds loggers and the like by a name that is the same for a second.
+    """
+    drawers = (Visualizer, *Visualizer.__subclasses__())
+    for manager in (DefaultScope, MMLogger, MessageHub, *drawers):
         patch.setattr(manager, '_instance_dict', OrderedDict())
     patch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
 

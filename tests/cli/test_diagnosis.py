@@ -69,7 +69,12 @@ def folder(tmp_path) -> Path:
 
 
 def fault_of(
-    folder: Path, kind: str, workers: int, name: str | None = None, **model
+    folder: Path,
+    kind: str,
+    workers: int,
+    name: str | None = None,
+    match: str | None = None,
+    **model,
 ) -> str | None:
     """Run a training or test that fails; what made it fail."""
     dataset = Images(data_root=str(folder), pipeline=[LOAD, Picky(name)])
@@ -78,7 +83,12 @@ def fault_of(
     endless = kind == 'iterations'
     sampler = (InfiniteSampler if endless else DefaultSampler)(dataset, seed=1)
     loader = DataLoader(
-        dataset, 2, sampler=sampler, num_workers=workers, collate_fn=lambda batch: {}
+        dataset,
+        2,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=lambda batch: {},
+        persistent_workers=workers > 0,
     )
     runner = Runner(
         Nothing(**model),
@@ -94,9 +104,12 @@ def fault_of(
         experiment_name=f'diagnosis_{folder}_{kind}',
         log_level='ERROR',
     )
-    with pytest.raises(Exception) as caught:
+    with pytest.raises(Exception, match=match) as caught:
         runner.test() if kind == 'test' else runner.train()
-    return find_data_fault(caught.value)
+    fault = find_data_fault(caught.value)
+    if workers:  # the garbage collector would wait for them for seconds
+        loader._iterator._shutdown_workers()
+    return fault
 
 
 KINDS = pytest.mark.parametrize(
@@ -122,7 +135,8 @@ def test_failing_transform(kind, workers, folder):
 
 
 def test_fault_of_the_model_is_none_of_the_data(folder):
-    assert fault_of(folder, 'epochs', 0, fails=True) is None
+    match = 'shapes do not match'
+    assert fault_of(folder, 'epochs', 0, match=match, fails=True) is None
 
 
 def test_data_set_that_cannot_be_built(tmp_path):

@@ -1,5 +1,5 @@
 # Copyright (c) mmpsvit contributors.
-"""Training, testing and picturing detectors as subprocesses on small COCO folders."""
+"""Training, testing and picturing detectors on small COCO folders."""
 
 import json
 import re
@@ -65,7 +65,7 @@ def coco(tmp_path):
     return options
 
 
-def test_two_processes(root, coco, run_tool, tmp_path, free_port):
+def test_two_processes(root, coco, run_here, run_tool, tmp_path, free_port):
     """A shipped config, as it is, in two processes without a GPU.
 
     DistributedDataParallel stops in the second step if a parameter is not used.
@@ -90,7 +90,7 @@ def test_two_processes(root, coco, run_tool, tmp_path, free_port):
     checkpoint = tmp_path / 'work' / 'epoch_2.pth'
     assert 'backbone.cls_token' in load_checkpoint(checkpoint)['state_dict']
 
-    one = run_tool('tools/test.py', config, checkpoint, '--work-dir', 'one', *options)
+    one = run_here('tools/test.py', config, checkpoint, '--work-dir', 'one', *options)
     two = run_tool(
         'tools/dist_test.sh',
         config,
@@ -132,13 +132,13 @@ def digits(root, run_here, tmp_path):
     return root / 'configs' / 'cluttered_digits', options, folder
 
 
-def test_detector_of_digits_and_its_picture(digits, run_tool, tmp_path):
+def test_detector_of_digits_and_its_picture(digits, run_here, tmp_path):
     configs, options, folder = digits
     config = configs / 'retinanet_psvit.py'
-    output = run_tool('tools/train.py', config, '--work-dir', 'work', *options)
+    output = run_here('tools/train.py', config, '--work-dir', 'work', *options)
     assert 'coco/bbox_mAP_50' in output
     assert 'starts from scratch' in output
-    output = run_tool(
+    output = run_here(
         'tools/visualization/vis_sampling.py',
         config,
         tmp_path / 'work' / 'iter_2.pth',
@@ -151,11 +151,11 @@ def test_detector_of_digits_and_its_picture(digits, run_tool, tmp_path):
     assert all_panels_have_points(tmp_path / 'points.png', 1, 4)
 
 
-def test_mistakes_are_told_in_one_line(digits, run_tool, tmp_path):
+def test_mistakes_are_told_in_one_line(digits, run_here, tmp_path):
     folder, options, _ = digits
     config = folder / 'retinanet_psvit.py'
     wrong = [*options, 'model.backbone.out_type=cls_token']
-    output = run_tool('tools/train.py', config, *wrong, code=1)
+    output = run_here('tools/train.py', config, *wrong, code=1)
     last = output.strip().split('\n')[-1]
     assert last.startswith('train.py: error: AssertionError')
     assert "if the next part takes maps, set 'featmap'" in last
@@ -169,7 +169,7 @@ def test_mistakes_are_told_in_one_line(digits, run_tool, tmp_path):
         f'model.backbone.init_cfg.checkpoint={tmp_path}/other.pth',
         'model.backbone.init_cfg.prefix=backbone.',
     ]
-    output = run_tool('tools/train.py', config, *wrong, code=1)
+    output = run_here('tools/train.py', config, *wrong, code=1)
     last = output.strip().split('\n')[-1]
     assert 'train.py: error: ' in last
     assert 'no weight of the checkpoint fits PSViT: it has norm.weight, odd' in last

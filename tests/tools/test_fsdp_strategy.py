@@ -8,7 +8,9 @@ from mmpsvit.guard import load_checkpoint
 
 
 @needs_new_torch
-def test_trains_as_one_process(small, trained, block, run_tool, tmp_path, free_port):
+def test_trains_as_one_process(
+    small, trained, block, run_here, run_tool, tmp_path, free_port
+):
     """Two processes, which keep half of each layer, against one that keeps all.
 
     Both start from the same weights, by `load_from` and by `init_cfg`.
@@ -43,7 +45,7 @@ def test_trains_as_one_process(small, trained, block, run_tool, tmp_path, free_p
         'model.init_cfg.type=Pretrained',
         f'model.init_cfg.checkpoint={trained}',
     ]
-    run_tool('tools/train.py', config, '--work-dir', 'one', *options)
+    run_here('tools/train.py', config, '--work-dir', 'one', *options)
     two, one = (
         load_checkpoint(tmp_path / name / 'iter_4.pth')['state_dict']
         for name in ('two', 'one')

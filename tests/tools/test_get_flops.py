@@ -47,8 +47,8 @@ def test_model_index(index, run_tool, run_here, root):
     configs = {name: folder / f'{name}.py' for name in index}
     assert set(configs.values()) == set(folder.rglob('*.py'))
     large = [path for path in configs.values() if path.stem.endswith('384px')]
-    output = run_tool(TOOL, *(path for path in configs.values() if path not in large))
-    output += run_here(TOOL, *large, '--shape', 384)
+    output = run_here(TOOL, *(path for path in configs.values() if path not in large))
+    output += run_tool(TOOL, *large, '--shape', 384)
     rows = re.findall(r'^\| (\S+\.py) \| (\S+) \| (\S+) \|$', output, re.M)
     assert sorted(rows) == sorted(
         (str(path), f'{metadata["Parameters"]:,}', f'{metadata["FLOPs"] / 1e9:.3f}')

@@ -20,7 +20,7 @@ def tool(root, monkeypatch):
     return importlib.import_module('points_curve')
 
 
-def test_table_and_picture(trained, small, run_tool, tmp_path):
+def test_table_and_picture(trained, small, run_here, run_tool, tmp_path):
     config, options, _ = small
     output = run_tool(
         TOOL, config, trained, '--num-points', 8, 4, '--out', 'curve', '--runs', 2,
@@ -34,7 +34,7 @@ def test_table_and_picture(trained, small, run_tool, tmp_path):
     assert (four['num_points'], eight['num_points']) == ('4', '8')
     assert float(eight['GMACs']) > 1.5 * float(four['GMACs'])
     # As tools/test.py has it at one of them.
-    output = run_tool(
+    output = run_here(
         'tools/test.py', config, trained, '--work-dir', 'test', *options,
         'model.backbone.sampler.num_points=8',
     )  # fmt: skip

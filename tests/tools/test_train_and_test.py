@@ -1,10 +1,11 @@
 # Copyright (c) mmpsvit contributors.
-"""Training, testing, resuming and picturing as subprocesses on small folders."""
+"""Training, testing, resuming and picturing on small folders."""
 
 import json
 import os
 import pickle
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -15,28 +16,23 @@ from PIL import Image
 from mmpsvit.guard import load_checkpoint
 
 
-def test_train_test_resume_picture(small, run_tool, tmp_path):
+def test_train_test_resume_picture(small, training, trained, run_here, tmp_path):
     config, options, folder = small
-    output = run_tool('tools/train.py', config, '--work-dir', 'work', *options)
-    assert 'Iter(val) [1/1]' in output
-    checkpoint = tmp_path / 'work' / 'iter_4.pth'
-    assert (tmp_path / 'work' / 'last_checkpoint').read_text() == str(checkpoint)
+    (log,) = training.glob('*/*.log')
+    assert 'Iter(val) [1/1]' in log.read_text()
+    assert (training / 'last_checkpoint').read_text() == str(training / 'iter_4.pth')
 
     # Resuming goes on after step 4.
     more = [*options, 'train_cfg.max_iters=6']
-    output = run_tool('tools/train.py', config, '--work-dir', 'work', '--resume', *more)
-    steps = re.findall(r'Iter\(train\) \[(\d)/6\]', output)
-    assert steps == ['5', '6']
-    output = run_tool(
-        'tools/train.py', config, '--work-dir', 'two', '--resume', checkpoint, *more
-    )
-    assert re.findall(r'Iter\(train\) \[(\d)/6\]', output) == ['5', '6']
+    for arguments in (('work', '--resume'), ('two', '--resume', trained)):
+        output = run_here('tools/train.py', config, '--work-dir', *arguments, *more)
+        assert re.findall(r'Iter\(train\) \[(\d)/6\]', output) == ['5', '6']
 
     # Metrics and predictions agree.
-    common = ('tools/test.py', config, checkpoint, '--work-dir', 'test')
-    run_tool(*common, '--out', 'out/metrics.json', *options)
+    common = ('tools/test.py', config, trained, '--work-dir', 'test')
+    run_here(*common, '--out', 'out/metrics.json', *options)
     top1 = json.loads((tmp_path / 'out' / 'metrics.json').read_text())['accuracy/top1']
-    run_tool(*common, '--out', 'out/predictions.pkl', *options)
+    run_here(*common, '--out', 'out/predictions.pkl', *options)
     predictions = pickle.loads((tmp_path / 'out' / 'predictions.pkl').read_bytes())
     assert len(predictions) == 12
     right = [int(p['pred_label'] == p['gt_label']) for p in predictions]
@@ -45,21 +41,21 @@ def test_train_test_resume_picture(small, run_tool, tmp_path):
     assert sorted(os.listdir(tmp_path / 'out')) == ['metrics.json', 'predictions.pkl']
 
     # Flip averaging: the mean of the scores of each image and its mirror image.
-    run_tool(*common, '--tta', '--out', 'tta.pkl', *options)
+    run_here(*common, '--tta', '--out', 'tta.pkl', *options)
     averaged = pickle.loads((tmp_path / 'tta.pkl').read_bytes())
     for path in folder.glob('val/*/*.png'):
         Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
-    run_tool(*common, '--out', 'flipped.pkl', *options)
+    run_here(*common, '--out', 'flipped.pkl', *options)
     flipped = pickle.loads((tmp_path / 'flipped.pkl').read_bytes())
     for one, mirror, mean in zip(predictions, flipped, averaged, strict=True):
         expected = (one['pred_score'] + mirror['pred_score']) / 2
         torch.testing.assert_close(mean['pred_score'], expected, atol=1e-5, rtol=0)
 
 
-def test_picture(small, trained, run_tool, tmp_path):
+def test_picture(small, trained, run_here, run_tool, tmp_path):
     config, options, folder = small
     arguments = ('tools/visualization/vis_sampling.py', config, trained)
-    output = run_tool(*arguments, folder / 'val', '--out', 'pictures/all.png', *options)
+    output = run_here(*arguments, folder / 'val', '--out', 'pictures/all.png', *options)
     assert '8 images drawn' in output
     assert all_panels_have_points(tmp_path / 'pictures' / 'all.png', 2, 4)
 
@@ -69,56 +65,12 @@ def test_picture(small, trained, run_tool, tmp_path):
     assert (tmp_path / 'one.pdf').stat().st_size > 1000
 
 
-def test_two_processes_train_alike_and_test_together(
-    small, root, run_tool, tmp_path, free_port
-):
-    """BatchNorm trains, and the images to test, 11, are not divided evenly."""
-    config, options, _ = small
-    (tmp_path / 'ranks.py').write_text(
-        f'_base_ = {str(config)!r}\n'
-        "custom_imports = dict(imports=['save_ranks'])\n"
-        "custom_hooks = [dict(type='mmengine.SaveRanks')]\n"
-    )
-    output = run_tool(
-        'tools/dist_train.sh',
-        'ranks.py',
-        2,
-        '--work-dir',
-        'a folder',
-        *options,
-        'train_dataloader.batch_size=3',
-        PORT=free_port,
-        CUDA_VISIBLE_DEVICES='',
-        PYTHONPATH=str(root / 'tests' / 'data'),
-    )
-    assert 'GPU number: 2' in output
-    first, second = (torch.load(tmp_path / f'a folder/rank_{i}.pth') for i in (0, 1))
-    assert len(first) > 50
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
+def test_two_processes_train_and_test_as_one(small, run_tool, tmp_path, free_port):
+    """The same six images a step, on one process or three on each of two.
 
-    checkpoint = tmp_path / 'a folder' / 'iter_4.pth'
-    options += ['test_dataloader.dataset.indices=11', 'test_dataloader.batch_size=2']
-    output = run_tool(
-        'tools/dist_test.sh',
-        config,
-        checkpoint,
-        2,
-        '--out',
-        'two.json',
-        *options,
-        PORT=free_port,
-        CUDA_VISIBLE_DEVICES='',
-    )
-    two = json.loads((tmp_path / 'two.json').read_text())
-    run_tool('tools/test.py', config, checkpoint, '--out', 'one.json', *options)
-    assert two == json.loads((tmp_path / 'one.json').read_text())
-    # Else an image that counts twice would make no difference.
-    assert 0 < two['accuracy/top1'] < 100
-
-
-def test_two_processes_train_as_one(small, run_tool, tmp_path, free_port):
-    """The same six images a step, on one process or three on each of two."""
-    config, options, _ = small
+    The images to test, 11, are not divided evenly.
+    """
+    config, options, images = small
     (tmp_path / 'double_precision.py').write_text(
         'import torch\n\ntorch.set_default_dtype(torch.float64)\n'
     )
@@ -126,7 +78,7 @@ def test_two_processes_train_as_one(small, run_tool, tmp_path, free_port):
         f'_base_ = {str(config)!r}\n'
         "custom_imports = dict(imports=['double_precision'])\n"
     )
-    options = [
+    training = [
         *options,
         'train_cfg.max_iters=20',
         'default_hooks.checkpoint.interval=10',
@@ -139,13 +91,16 @@ def test_two_processes_train_as_one(small, run_tool, tmp_path, free_port):
     ]
     arguments = ('double.py', '--no-validate', '--work-dir')
     env = dict(PYTHONPATH=str(tmp_path), CUDA_VISIBLE_DEVICES='')
-    run_tool('tools/train.py', *arguments, 'one', *options, **env)
-    arguments = ('double.py', 2, *arguments[1:], 'two', *options)
+    run_tool('tools/train.py', *arguments, 'one', *training, **env)
+    arguments = ('double.py', 2, *arguments[1:], 'a folder', *training)
     half = 'train_dataloader.batch_size=3'
-    run_tool('tools/dist_train.sh', *arguments, half, PORT=free_port, **env)
+    ranks = dict(env, PORT=free_port)
+    output = run_tool('tools/dist_train.sh', *arguments, half, **ranks)
+    assert 'GPU number: 2' in output
+    checkpoint = tmp_path / 'a folder' / 'iter_20.pth'
     middle, one, two = (
-        load_checkpoint(tmp_path / name)['state_dict']
-        for name in ('one/iter_10.pth', 'one/iter_20.pth', 'two/iter_20.pth')
+        load_checkpoint(tmp_path / path)['state_dict']
+        for path in ('one/iter_10.pth', 'one/iter_20.pth', checkpoint)
     )
     key = 'head.layers.head.weight'
     assert one[key].dtype == torch.float64
@@ -154,39 +109,49 @@ def test_two_processes_train_as_one(small, run_tool, tmp_path, free_port):
     # They have not stood still.
     assert (middle[key] - one[key]).abs().max() > 1e-3
 
+    # Not all are right: else one that counts twice would make no difference.
+    shutil.copy(images / 'val/circle/0.png', images / 'val/star/0.png')
+    options += ['test_dataloader.dataset.indices=11', 'test_dataloader.batch_size=2']
+    arguments = (config, checkpoint, 2, '--out', 'two.json', *options)
+    run_tool('tools/dist_test.sh', *arguments, **ranks)
+    two = json.loads((tmp_path / 'two.json').read_text())
+    run_tool('tools/test.py', config, checkpoint, '--out', 'one.json', *options)
+    assert two == json.loads((tmp_path / 'one.json').read_text())
+    assert 0 < two['accuracy/top1'] < 100
 
-def test_loss_that_is_no_number(small, run_tool, tmp_path):
+
+def test_loss_that_is_no_number(small, run_here, tmp_path):
     config, options, _ = small
     options = [*options, 'optim_wrapper.optimizer.lr=1e30']
-    output = run_tool('tools/train.py', config, '--work-dir', 'work', *options, code=1)
+    output = run_here('tools/train.py', config, '--work-dir', 'work', *options, code=1)
     assert 'train.py: error: the loss of iteration 2 is not finite; there is' in output
     assert 'Traceback' not in output
     assert not list((tmp_path / 'work').glob('*.pth'))
 
 
-def test_resume_in_a_folder_that_has_moved(small, trained, run_tool, tmp_path):
+def test_resume_in_a_folder_that_has_moved(small, trained, run_here, tmp_path):
     config, options, _ = small
     (tmp_path / 'work').rename(tmp_path / 'moved')
     more = [*options, 'train_cfg.max_iters=6']
-    run_tool('tools/train.py', config, '--work-dir', 'moved', '--resume', *more)
+    run_here('tools/train.py', config, '--work-dir', 'moved', '--resume', *more)
     assert (tmp_path / 'moved' / 'iter_6.pth').is_file()
     (tmp_path / 'moved' / 'iter_6.pth').unlink()
-    output = run_tool(
+    output = run_here(
         'tools/train.py', config, '--work-dir', 'moved', '--resume', *more, code=1
     )
     assert 'error: checkpoint ' in output and 'iter_6.pth does not exist' in output
     assert 'Traceback' not in output
 
 
-def test_resume_keeps_load_from_until_there_is_something(small, trained, run_tool):
+def test_resume_keeps_load_from_until_there_is_something(small, trained, run_here):
     config, options, _ = small
     start = f'load_from={trained}'
     arguments = ('tools/train.py', config, '--work-dir', 'second', '--resume')
-    output = run_tool(*arguments, *options, start)
+    output = run_here(*arguments, *options, start)
     assert 'Load checkpoint from' in output
     assert re.findall(r'Iter\(train\) \[(\d)/4\]', output) == ['1', '2', '3', '4']
     more = [*options, start, 'train_cfg.max_iters=5']
-    output = run_tool(*arguments, *more)
+    output = run_here(*arguments, *more)
     assert re.findall(r'Iter\(train\) \[(\d)/5\]', output) == ['5']
 
 

@@ -4,6 +4,7 @@
 import runpy
 
 import numpy as np
+from panels import all_panels_have_points
 from PIL import Image
 from small_network import save, small_config
 
@@ -23,3 +24,6 @@ def test_figure_shows_the_image_and_its_points(root, tmp_path, monkeypatch):
     # The image and its four copies fill a sixth of the figure, but for their points.
     red = np.abs(picture.astype(int) - RED).sum(-1) < 30
     assert 0.1 < red.mean() < 0.17
+    # Each iteration has a column, of 1.44 inches, and shows its points.
+    Image.open(out).crop((312, 0, 1464, 780)).save(tmp_path / 'columns.png')
+    assert all_panels_have_points(tmp_path / 'columns.png', 1, 4)

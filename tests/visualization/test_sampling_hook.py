@@ -100,12 +100,12 @@ def local_files(work_dir) -> tuple[list[str], list[dict]]:
     return sorted(path.name for path in folder.glob('vis_image/*')), lines
 
 
-def test_example_of_the_docs(block, small, run_tool, tmp_path):
+def test_example_of_the_docs(block, small, run_here, tmp_path):
     """The config of the docs writes to both backends, from `tools/train.py`."""
     code = block('docs/visualization.md', 'TensorboardVisBackend')
     (tmp_path / 'my_config.py').write_text(code)
     _, options, _ = small
-    run_tool('tools/train.py', 'my_config.py', *options)
+    run_here('tools/train.py', 'my_config.py', *options)
     pictures, lines = local_files(tmp_path / 'work_dirs' / 'my_config')
     assert pictures == ['sampling_2.png', 'sampling_4.png']
     (folder,) = (tmp_path / 'work_dirs' / 'my_config').glob('*/vis_data')
