@@ -83,7 +83,7 @@ class DataHook(Hook):
 def _num_classes(model: nn.Module) -> int | None:
     """How many classes the head of a classifier or detector tells apart, if known."""
     model = unwrap(model)
-    if type(model).__name__ == 'RPN':
+    if any(kind.__name__ == 'RPN' for kind in type(model).__mro__):
         return None  # MMDetection's, which takes all labels for 0
     roi_head = getattr(model, 'roi_head', model)
     for head in (getattr(model, 'head', None), getattr(roi_head, 'bbox_head', None)):

@@ -53,8 +53,9 @@ class ExactCheckpointHook(CheckpointHook):
       validation was due validates first, since that may have been interrupted.
 
     A checkpoint gets its name when it is written in full, then ``last_checkpoint``
-    names it, and only then older ones are removed. Nothing but checkpoints is removed,
-    and files that a killed process left half-written.
+    names it, and only then older ones are removed. Removed are only
+    checkpoints in their folder, and what a killed process left half-written there or in
+    the work dir.
 
     Args:
         *args: As for ``mmengine.hooks.CheckpointHook``.
@@ -166,8 +167,10 @@ class ExactCheckpointHook(CheckpointHook):
             # With the outdated ones, for the process that finds them after a kill.
             runner.message_hub.update_info('keep_ckpt_ids', [*self.keep_ckpt_ids])
             outdated = self.keep_ckpt_ids[: -self.max_keep_ckpts]
+        # By iterations in epochs, it is written before an epoch ends.
+        is_due = self.by_epoch or isinstance(runner.train_loop, IterBasedTrainLoop)
         self._saving = dict(
-            validated=self._is_validated,
+            validated=self._is_validated or not is_due,
             processes=all_gather_object(get_process_state(runner)),
         )
         self.last_ckpt = self._path(step)
@@ -345,8 +348,6 @@ def _is_validation_due(runner: Runner) -> bool:
     done, last = loop.epoch, loop.max_epochs
     if isinstance(loop, IterBasedTrainLoop):
         done, last = loop.iter, loop.max_iters
-    elif loop.iter != loop.epoch * len(loop.dataloader):
-        return False  # not at the end of an epoch
     loop._decide_current_val_interval()
     is_turn = done % loop.val_interval == 0 or done == last
     return runner.val_loop is not None and done >= loop.val_begin and is_turn

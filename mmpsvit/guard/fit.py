@@ -136,7 +136,8 @@ class CheckpointFitHook(Hook):
       missing or of another shape: scores of initial weights mean nothing. ``must_fit``
       lets go what a test does not use.
 
-    Under MMEngine's FSDP strategy it only loads safely.
+    MMEngine's ``FlexibleRunner`` reads an ``init_cfg`` before any hook is called: there
+    only PS-ViT's own is watched, and with FSDP files are only loaded safely.
 
     Args:
         must_fit (Sequence[str], optional): Prefixes of the weights that must fit,
@@ -159,6 +160,14 @@ class CheckpointFitHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Watch the modules whose ``init_cfg`` is a checkpoint, before they load it."""
+
+        def watch(
+            module: nn.Module, state: Mapping, prefix: str, *_, name: str
+        ) -> None:
+            # Not in copies of the model, nor where a whole model is loaded.
+            if self._handles and not prefix:
+                refuse_foreign_weights(module, state, prefix, name=name)
+
         for module in unwrap(runner.model).modules():
             cfgs = (isinstance(module, BaseModule) and module.init_cfg) or []
             for cfg in [cfgs] if isinstance(cfgs, dict) else cfgs:
@@ -166,7 +175,7 @@ class CheckpointFitHook(Hook):
                     name = f'checkpoint {cfg["checkpoint"]}'
                     # After hooks of the module's own, which may rename weights.
                     handle = module._register_load_state_dict_pre_hook(
-                        partial(refuse_foreign_weights, name=name), with_module=True
+                        partial(watch, name=name), with_module=True
                     )
                     self._handles.append(handle)
 
@@ -218,6 +227,7 @@ class CheckpointFitHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Do not test initial weights."""
+        self._end_watch()
         raise_misfits(self._name, self._missing)
 
     def before_val(self, runner: Runner) -> None:

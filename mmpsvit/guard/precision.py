@@ -1,5 +1,5 @@
 # Copyright (c) mmpsvit contributors.
-"""In which precision a training computes, and one that resumes did before."""
+"""What a config says: types of its parts, and in which precision it trains."""
 
 import ast
 from collections.abc import Mapping

@@ -282,10 +282,13 @@ def test_lost_average_is_told(stopped, tmp_path):
 
 
 def test_epochs_of_another_length_are_told(tmp_path):
-    options = {'train_cfg.max_epochs': 2}
-    make_runner(tmp_path, **options).train()
+    """The validation that was interrupted is taken up there too."""
+    with contextlib.suppress(Killed):
+        make_runner(tmp_path, recorder=Recorder(6, in_validation=True)).train()
     more = {'train_cfg.max_epochs': 3, 'train_dataloader.batch_size': 6}
-    make_runner(tmp_path, resume=True, **more).train()
+    recorder = Recorder()
+    make_runner(tmp_path, resume=True, recorder=recorder, **more).train()
+    assert [*recorder.scores] == [6, 8]
     message = '2 epochs of now 2 iterations are not the 6 iterations of the checkpoint'
     assert message in read_warnings(tmp_path)
 

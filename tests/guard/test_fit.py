@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, BaseModule
 from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
 from scripts import Malicious
@@ -32,6 +32,17 @@ class Model(BaseModel):
     def forward(self, inputs, mode='tensor'):
         outputs = self.head(self.backbone(torch.stack(inputs)))
         return dict(loss=outputs.sum()) if mode == 'loss' else list(outputs)
+
+
+class Part(BaseModule):
+    """A backbone that may be wider inside."""
+
+    def __init__(self, width: int = 4, init_cfg=None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.inner = nn.Linear(3, width, bias=False)
+
+    def forward(self, inputs):
+        return inputs + self.inner(inputs).sum()
 
 
 class Vectors:
@@ -140,6 +151,23 @@ def test_init_cfg_that_fits_nothing(form, kind, make, saved):
     )
     with pytest.raises(CheckpointMisfitError, match=message):
         make(kind(init_cfg=init_cfg)).train()
+
+
+def test_init_cfg_below_that_of_the_whole(make, saved, tmp_path):
+    """MMEngine then reads the file of the whole model only."""
+    part = tmp_path / 'part.pth'
+    torch.save(Part().state_dict(), part)
+    whole = Model()
+    whole.backbone = Part(5)
+    model = Model(init_cfg=dict(type='Pretrained', checkpoint=saved(whole)))
+    model.backbone = Part(init_cfg=dict(type='Pretrained', checkpoint=str(part)))
+    runner = make(model, average=True)
+    runner.train()
+    assert torch.equal(model.head.weight, whole.head.weight)
+    # Nothing watches any longer, in the average of the weights neither.
+    average = runner.hooks[[type(h).__name__ for h in runner.hooks].index('EMAHook')]
+    for network in (model, average.ema_model.module):
+        network.load_state_dict(dict(other=torch.ones(1)), strict=False)
 
 
 def test_init_cfg_of_a_file_in_another_form(make, tmp_path):

@@ -154,6 +154,13 @@ def test_plain_network(networks):
     assert (trajectory < 0).any()
 
 
+def test_size_of_images(import_benchmark):
+    """MMCV names the width first."""
+    pipeline = [dict(type='Resize', scale=(64, 32)), dict(type='PackInputs')]
+    cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=pipeline))))
+    assert import_benchmark('common').input_size(cfg) == (32, 64)
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [

@@ -279,7 +279,8 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
         parser.error(f'argument config: {args.config} trains no classifier')
     if args.amp and args.device.type != 'cuda':
         parser.error('argument --amp: mixed precision needs a CUDA device')
-    if args.device.type != get_device():
+    devices = {args.device.type, get_device()}
+    if len(devices) > 1 and 'cuda' in devices:
         parser.error(
             f'argument --device: MMEngine trains on {get_device()}; an empty '
             'CUDA_VISIBLE_DEVICES hides GPUs'

@@ -90,7 +90,7 @@ def input_size(cfg: Config) -> tuple[int, int]:
     size = 224
     for transform in loader.get('dataset', {}).get('pipeline', []):
         size = transform.get('crop_size', transform.get('scale', size))
-    # Transforms name the width first.
+    # mmcv's transforms name the width first.
     return (size, size) if isinstance(size, int) else tuple(size)[::-1]
 
 
