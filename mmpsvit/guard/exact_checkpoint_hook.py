@@ -53,8 +53,9 @@ class ExactCheckpointHook(CheckpointHook):
       validation was due validates first, since that may have been interrupted.
 
     A checkpoint gets its name when it is written in full, then ``last_checkpoint``
-    names it, and only then older ones are removed. Nothing is removed but checkpoints in
-    their folder, and what a killed process left half-written there or in the work dir.
+    names it, and only then older ones are removed. Nothing is removed but checkpoints
+    in their folder, and what a killed process left half-written there or in the work
+    dir.
 
     Args:
         *args: As for ``mmengine.hooks.CheckpointHook``.
