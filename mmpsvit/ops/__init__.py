@@ -1,6 +1,6 @@
 # Copyright (c) mmpsvit contributors.
 from .convolution import conv7_as_conv4, conv_relu, may_restate
-from .kernels import is_compiling
+from .kernels import is_compiling, is_untouched
 from .point_sampling import (
     KERNELS,
     SampledMap,
@@ -16,6 +16,7 @@ __all__ = [
     'conv7_as_conv4',
     'conv_relu',
     'is_compiling',
+    'is_untouched',
     'may_restate',
     'sample_points',
     'splat_points',

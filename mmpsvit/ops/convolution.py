@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .kernels import operator
+from .kernels import is_untouched, operator
 
 # What cuDNN's fused convolution takes.
 _FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -35,12 +35,11 @@ def conv_relu(x: Tensor, weight: Tensor, bias: Tensor, padding: int = 0) -> Tens
 def may_restate(x: Tensor, conv: nn.Module) -> bool:
     """Whether :func:`conv7_as_conv4` may replace a module, and is faster.
 
-    It is on CUDA, in half precision. A module that somebody replaced, or that has hooks
-    (pruning has), must be called.
+    It is on CUDA, in half precision.
     """
     if not x.is_cuda or _conv_dtype(x) not in (torch.float16, torch.bfloat16):
         return False
-    if type(conv) is not nn.Conv2d or conv._forward_pre_hooks or conv._forward_hooks:
+    if not is_untouched(conv, nn.Conv2d):
         return False
     settings = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
     is_restatable = settings == ((7, 7), (2, 2), (3, 3), (1, 1), 1)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # The kernel addresses the elements of one call with 32-bit integers.
 MAX_ELEMENTS = 2**31 - 1
@@ -56,6 +56,16 @@ def is_compiling() -> bool:
         return torch.compiler.is_compiling()
     # PyTorch 2.1
     return torch._dynamo.external_utils.is_compiling()
+
+
+def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module may be left uncalled, its weights being used another way.
+
+    Not one that somebody replaced, or that has hooks (pruning has).
+    """
+    return type(module) is kind and not (
+        module._forward_pre_hooks or module._forward_hooks
+    )
 
 
 def operator(name: str, fake: Callable, mutates: tuple[str, ...] = ()) -> Callable:
@@ -148,7 +158,7 @@ def sample_with_mmcv_backward(
             im2col_step=len(grad[part]),
         )
         to_locations = to_locations.view(-1, points.shape[1], 2)
-        _divide(to_locations, width, height, out=to_points[part])
+        divide(to_locations, width, height, out=to_points[part])
     return to_points
 
 
@@ -165,7 +175,7 @@ def _rows(table: Tensor) -> Tensor:
     return table.view(len(table), -1, 1, table.shape[-1])
 
 
-def _divide(
+def divide(
     points: Tensor, width: int, height: int, out: Tensor | None = None
 ) -> Tensor:
     """(x / width, y / height), on square maps in one launch."""
@@ -179,7 +189,7 @@ def _arguments(table: Tensor, points: Tensor) -> tuple[Tensor, ...]:
     """What mmcv wants: map, sizes and starts of levels, locations, weights."""
     height, width = table.shape[1:3]
     # (x, y) in [0, 1], with pixel centres at half-integers
-    locations = _divide(points + 0.5, width, height)[:, :, None, None, None, :]
+    locations = divide(points + 0.5, width, height)[:, :, None, None, None, :]
     # Filled on the device: torch.tensor([...]) would wait for a copy at every call.
     shapes = torch.full((1, 2), height, device=table.device)
     if width != height:

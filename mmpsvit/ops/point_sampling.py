@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from packaging.version import Version
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from . import kernels
@@ -152,6 +152,52 @@ class SampledMap(NamedTuple):
         samples, slot = _Sample.apply(self.table, self.slot, points, self.kernel)
         return samples, self._replace(slot=slot)
 
+    @property
+    def advances(self) -> bool:
+        """Whether :meth:`advance` is there: in one kernel of Triton."""
+        return self.kernel == 'triton' and not torch.onnx.is_in_onnx_export()
+
+    def advance(
+        self,
+        points: Tensor,
+        tokens: Tensor | None,
+        offset_layer: nn.Linear | None,
+        scale: float,
+        position_layer: nn.Linear,
+    ) -> tuple[Tensor, Tensor, 'SampledMap']:
+        """What a sampling iteration does around its transformer layer, at once.
+
+        ``moved = points + scale * offset_layer(tokens)``, and the samples there, plus
+        ``position_layer(moved / size)``, plus the tokens. All of it is computed in
+        float32. The points have no gradient but that of the samples.
+
+        Args:
+            points (Tensor): Points of shape (B, N, 2), of ``dtype``.
+            tokens (Tensor, optional): Tokens of shape (B, N, C). None leaves the
+                points where they are.
+            offset_layer (nn.Linear, optional): From C channels to 2; None without
+                tokens.
+            scale (float): Factor on the offsets.
+            position_layer (nn.Linear): From (x, y), relative to the size of the map,
+                to C channels.
+
+        Returns:
+            tuple[Tensor, Tensor, SampledMap]: The sum, (B, N, C), in the dtype of the
+            layer's weights, the moved points, detached, and the map for the next
+            sampling.
+        """
+        weights = (None, None)
+        if offset_layer is not None:
+            weights = offset_layer.weight, offset_layer.bias
+            tokens = tokens.contiguous()
+        layers = (*weights, scale, position_layer.weight, position_layer.bias)
+        args = (points.contiguous(), tokens, *layers)
+        if not torch.is_grad_enabled():
+            inputs, moved, _ = _Advance.forward(self.table, None, *args)
+            return inputs, moved, self
+        inputs, moved, slot = _Advance.apply(self.table, self.slot, *args)
+        return inputs, moved, self._replace(slot=slot)
+
 
 def _has_kernel(feat: Tensor, kernel: str) -> bool:
     """Whether a kernel samples this map."""
@@ -247,6 +293,64 @@ class _Sample(torch.autograd.Function):
                 grad.contiguous(), table, points.contiguous(), grad_slot
             )
         return None, grad_slot if ctx.needs_input_grad[1] else None, grad_points, None
+
+
+class _Advance(torch.autograd.Function):
+    """:meth:`SampledMap.advance`, and the slot for the next sampling."""
+
+    @staticmethod
+    def forward(
+        table: Tensor, slot: Tensor | None, points: Tensor, *layers
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        from .triton_kernels import advance_with_triton
+
+        inputs, moved = advance_with_triton(table, points, *layers)
+        if slot is not None:
+            slot = _new_slot(slot, slot.shape, slot.dtype)
+        return inputs, moved, slot
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: tuple) -> None:
+        ctx.set_materialize_grads(False)
+        table, _, _, tokens, offset_weight, _, ctx.scale, position_weight, _ = inputs
+        _, moved, _ = output
+        ctx.mark_non_differentiable(moved)
+        ctx.dtype = position_weight.dtype
+        ctx.save_for_backward(table, moved, tokens, offset_weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor | None, _, grad_slot: Tensor | None) -> tuple:
+        from .triton_kernels import advance_with_triton_backward
+
+        table, moved, tokens, offset_weight = ctx.saved_tensors
+        if grad is None:
+            return None, grad_slot, *[None] * 7
+        if grad_slot is None:
+            # The later samplings, which come first here, have not made one.
+            grad_slot = torch.zeros_like(table, dtype=moved.dtype)
+        grad = grad.contiguous()
+        to_offsets, to_tokens = advance_with_triton_backward(
+            grad, table, moved, tokens, offset_weight, ctx.scale, grad_slot
+        )
+        height, width = table.shape[1:3]
+        position = kernels.divide(moved, width, height)
+        to_layers = [None, None, None, None]
+        if tokens is not None:
+            to_offset = _gradients(to_offsets, tokens, offset_weight.dtype)
+            to_layers = [to_tokens, *to_offset, None]
+        to_position = _gradients(grad, position, ctx.dtype)
+        slot = grad_slot if ctx.needs_input_grad[1] else None
+        return None, slot, None, *to_layers, *to_position
+
+
+def _gradients(
+    grad: Tensor, inputs: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a linear layer's weight and bias, summed in float32."""
+    grad = grad.flatten(0, 1).float()
+    weight = grad.mT @ inputs.flatten(0, 1).float()
+    return weight.to(dtype), grad.sum(dim=0).to(dtype)
 
 
 def splat_points(tokens: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:

@@ -5,6 +5,8 @@ mmcv's kernel needs CUDA: a stand-in of the same signature shows everywhere what
 handed. Triton's kernels run in Triton's interpreter, in a process of its own.
 """
 
+import copy
+import itertools
 import os
 import subprocess
 import sys
@@ -15,10 +17,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from stack import needs_new_torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.utils.checkpoint import checkpoint
 
+from mmpsvit.models import ProgressiveSampling
 from mmpsvit.ops import SampledMap, kernels, point_sampling, sample_points
 
 
@@ -323,9 +326,91 @@ def check_triton_kernels() -> None:
                 torch.testing.assert_close(one.double(), other, **tolerance)
 
 
+def advance_by_parts(feat, start, tokens, offset_layer, scale, position_layer) -> list:
+    """Two iterations without what is between them, in the operators' own dtype."""
+    size = torch.tensor(feat.shape[:1:-1], dtype=start.dtype)
+    moved, inputs = start, 0
+    for given in (None, tokens):
+        if given is not None:
+            moved = moved.detach() + scale * offset_layer(given)
+            inputs = inputs + given
+        inputs = inputs + sample_points(feat, moved)
+        inputs = inputs + position_layer(moved.detach() / size)
+    return [inputs, moved.detach()]
+
+
+def advance_by_kernel(
+    feat, start, tokens, offset_layer, scale, position_layer
+) -> list[Tensor]:
+    sampled_map = SampledMap.of(feat, 'triton')
+    assert sampled_map.advances
+    first, moved, sampled_map = sampled_map.advance(
+        start, None, None, scale, position_layer
+    )
+    assert torch.equal(moved, start)
+    second, moved, _ = sampled_map.advance(
+        moved, tokens, offset_layer, scale, position_layer
+    )
+    assert not moved.requires_grad and first.dtype == position_layer.weight.dtype
+    return [first.float() + second.float(), moved]
+
+
+def check_advance() -> None:
+    """An iteration in one kernel against its parts in float64, with all gradients."""
+    for dtype, channels in itertools.product(
+        (torch.float32, torch.bfloat16), (3, 1100)
+    ):
+        feat = torch.randn(2, channels, 5, 4).to(dtype).requires_grad_()
+        tokens = torch.randn(2, 6, channels).to(dtype).requires_grad_()
+        start = 5 * torch.rand(2, 6, 2) - 0.5
+        layers = nn.Linear(channels, 2).to(dtype), nn.Linear(2, channels).to(dtype)
+        exact = copy.deepcopy(layers)
+        results = []
+        for run, inputs, (offset_layer, position_layer) in (
+            (advance_by_kernel, (feat, start, tokens), layers),
+            (
+                advance_by_parts,
+                (feat.double(), start.double(), tokens.double()),
+                [layer.double() for layer in exact],
+            ),
+        ):
+            outs = run(*inputs, offset_layer, 0.7, position_layer)
+            wrt = [inputs[0], inputs[2], *offset_layer.parameters()]
+            wrt += position_layer.parameters()
+            loss = outs[0] * torch.linspace(-1, 1, outs[0].numel()).view_as(outs[0])
+            results.append([*outs, *torch.autograd.grad(loss.sum(), wrt)])
+        for ours, right in zip(*results, strict=True):
+            error = (ours.double() - right).norm() / right.norm()
+            assert error < (1e-5 if dtype == torch.float32 else 1e-2), error
+
+
+def check_iterations() -> None:
+    """A sampler with and without that kernel."""
+    for kwargs in ({}, dict(share_weights=True), dict(with_cp=True, num_iters=3)):
+        sampler = ProgressiveSampling(12, 3, 24, num_points=(3, 2), **kwargs)
+        sampler.kernel, sampler.offset_scale = 'triton', 0.6
+        for layer in sampler.offset_layers:
+            nn.init.normal_(layer.weight)
+        feat = torch.randn(2, 12, 9, 7, requires_grad=True)
+        results = []
+        for advances in (True, False):
+            if not advances:
+                sampler._advances = lambda _: False
+            assert sampler._advances(SampledMap.of(feat, 'triton')) == advances
+            outs = sampler(feat)
+            wrt = [feat, *sampler.parameters()]
+            grads = torch.autograd.grad(outs.tokens.square().sum(), wrt)
+            results.append([outs.tokens, outs.points, outs.trajectory, *grads])
+        for one, other in zip(*results, strict=True):
+            assert (one - other).norm() <= 1e-4 * other.norm(), kwargs
+        assert torch.equal(outs.points, outs.trajectory[:, -1])
+
+
 if __name__ == '__main__':
     torch.manual_seed(0)
     check_triton_kernels()
+    check_advance()
+    check_iterations()
 
 
 def test_where_kernels_sample(monkeypatch):

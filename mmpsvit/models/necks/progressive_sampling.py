@@ -13,7 +13,7 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
 from mmpsvit.models.encoder_layer import EncoderLayer, trunc_normal_
-from mmpsvit.ops import KERNELS, SampledMap, is_compiling
+from mmpsvit.ops import KERNELS, SampledMap, is_compiling, is_untouched
 from mmpsvit.registry import MODELS
 
 
@@ -291,27 +291,36 @@ class ProgressiveSampling(BaseModule):
         sampled_map = SampledMap.of(feat, self.kernel)
         start = self.start_points(feat_size, sampled_map.dtype, feat.device)
         points = start.expand(feat.shape[0], -1, -1)
-        # Filled on the device: a tensor of numbers of the host would wait for a copy.
-        size = torch.stack([start.new_full((), length) for length in feat_size[::-1]])
+        size = None
+        if not self._advances(sampled_map):
+            # Filled on the device: a tensor of numbers of the host would wait for it.
+            size = torch.stack(
+                [start.new_full((), length) for length in feat_size[::-1]]
+            )
         tokens = None
         trajectory = []
         for iteration in range(self.num_iters):
-            trajectory.append(points.detach())
-            tokens, offsets, sampled_map = self._iterate(
+            tokens, points, sampled_map = self._iterate(
                 iteration, sampled_map, points, tokens, size
             )
-            if offsets is not None:
-                points = points.detach().add(offsets, alpha=self.offset_scale)
+            points = points.detach()
+            trajectory.append(points)
         return SampledTokens(
             tokens=tokens,
-            points=trajectory[-1],
+            points=points,
             trajectory=torch.stack(trajectory, dim=1),
             grid_size=grid_size,
         )
 
-    def _iterate(
-        self, iteration: int, *args
-    ) -> tuple[Tensor, Tensor | None, SampledMap]:
+    def _advances(self, sampled_map: SampledMap) -> bool:
+        """Whether one kernel does all that an iteration does before its layer."""
+        if not sampled_map.advances or self.center_offsets:
+            return False
+        layers = (self.position_layer, *self.offset_layers)
+        is_plain = all(is_untouched(layer, PointLinear) for layer in layers)
+        return is_plain and isinstance(self.in_proj, nn.Identity)
+
+    def _iterate(self, iteration: int, *args) -> tuple[Tensor, Tensor, SampledMap]:
         if self.with_cp and self.training and torch.is_grad_enabled():
             return cp.checkpoint(
                 self._iterate_once, iteration, *args, use_reentrant=False
@@ -324,30 +333,43 @@ class ProgressiveSampling(BaseModule):
         sampled_map: SampledMap,
         points: Tensor,
         tokens: Tensor | None,
-        size: Tensor,
-    ) -> tuple[Tensor, Tensor | None, SampledMap]:
+        size: Tensor | None,
+    ) -> tuple[Tensor, Tensor, SampledMap]:
         """One iteration.
 
+        Args:
+            iteration (int): Its index.
+            sampled_map (SampledMap): The map.
+            points (Tensor): Points of the iteration before, (B, N, 2), detached; at
+                first the start.
+            tokens (Tensor, optional): Its tokens, (B, N, C); at first None.
+            size (Tensor, optional): Size (W, H) of the map; None where one kernel moves
+                the points, samples and embeds.
+
         Returns:
-            tuple: Tokens (B, N, C), offsets (B, N, 2) if there are any, and the map
+            tuple: Tokens (B, N, C), the points that they were sampled at, and the map
             for the next iteration.
         """
-        # (x, y) over (W, H)
-        position = points.detach() / size
+        index = 0 if self.share_weights else iteration
+        offset_layer = self.offset_layers[max(0, index - 1)] if iteration else None
+        if size is None:
+            inputs, points, sampled_map = sampled_map.advance(
+                points, tokens, offset_layer, self.offset_scale, self.position_layer
+            )
+            return self.layers[index](inputs), points, sampled_map
+        if offset_layer is not None:
+            offsets = offset_layer(tokens.to(points.dtype))
+            if self.center_offsets:
+                offsets = offsets - offsets.mean(dim=1, keepdim=True)
+            points = points.add(offsets, alpha=self.offset_scale)
         samples, sampled_map = sampled_map.sample(points)
         if not isinstance(self.in_proj, nn.Identity):
             samples = self.in_proj(samples.to(sampled_map.feat_dtype))
-        inputs = samples + self.position_layer(position)
+        # (x, y) over (W, H)
+        inputs = samples + self.position_layer(points.detach() / size)
         if tokens is not None:
             inputs = inputs + tokens
-        index = 0 if self.share_weights else iteration
-        tokens = self.layers[index](inputs)
-        offsets = None
-        if iteration < self.num_iters - 1:
-            offsets = self.offset_layers[index](tokens.to(points.dtype))
-            if self.center_offsets:
-                offsets = offsets - offsets.mean(dim=1, keepdim=True)
-        return tokens, offsets, sampled_map
+        return self.layers[index](inputs), points, sampled_map
 
 
 def _as_grids(num_points: int | Sequence) -> tuple[tuple[int, int], ...]:
