@@ -12,6 +12,7 @@ coordinate. (On CUDA a point within float32's rounding of that limit may count a
 just inside, with a sample of zero to rounding.)
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from packaging.version import Version
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import Function, once_differentiable
 
 from . import kernels
 
@@ -228,7 +229,17 @@ def _new_slot(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return like.new_empty((), dtype=dtype).expand(shape)
 
 
-class _Slot(torch.autograd.Function):
+def _with_signature(function: type[Function]) -> type[Function]:
+    """Keep the signature that PyTorch otherwise works out in every call.
+
+    That takes it longer than the rest of the call.
+    """
+    function.forward.__signature__ = inspect.signature(function.forward)
+    return function
+
+
+@_with_signature
+class _Slot(Function):
     """A tensor whose gradient becomes the map's."""
 
     generate_vmap_rule = True
@@ -251,7 +262,8 @@ class _Slot(torch.autograd.Function):
         return None if grad is None else grad.permute(0, 3, 1, 2).to(ctx.dtype)
 
 
-class _Sample(torch.autograd.Function):
+@_with_signature
+class _Sample(Function):
     """A kernel's samples, and the slot for the next sampling."""
 
     generate_vmap_rule = True
@@ -295,7 +307,8 @@ class _Sample(torch.autograd.Function):
         return None, grad_slot if ctx.needs_input_grad[1] else None, grad_points, None
 
 
-class _Advance(torch.autograd.Function):
+@_with_signature
+class _Advance(Function):
     """:meth:`SampledMap.advance`, and the slot for the next sampling."""
 
     @staticmethod
