@@ -1,6 +1,8 @@
 # Copyright (c) mmpsvit contributors.
 """The sampling neck on its own."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.registry import init_default_scope
@@ -8,6 +10,7 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from small import move_points
 from stack import skip_without_autocast
+from torch import nn
 from torch.nn import functional as F
 
 from mmpsvit import ProgressiveSampling, SampledTokens
@@ -249,6 +252,20 @@ def test_kernel_is_asked_for(monkeypatch):
     monkeypatch.setattr(point_sampling, '_has_kernel', lambda feat, k: asked.append(k))
     ProgressiveSampling(**SMALL, kernel='triton')(torch.zeros(1, 24, 8, 8))
     assert asked == ['triton']
+
+
+def test_what_one_kernel_does():
+    """Not what it does not know, nor what somebody replaced or hooks."""
+    advancing = SimpleNamespace(advances=True)
+    neck = ProgressiveSampling(**SMALL)
+    assert neck._advances(advancing)
+    assert not neck._advances(SimpleNamespace(advances=False))
+    for kwargs in (dict(center_offsets=True), dict(in_channels=8)):
+        assert not ProgressiveSampling(**SMALL, **kwargs)._advances(advancing)
+    with neck.offset_layers[1].register_forward_hook(lambda *_: None):
+        assert not neck._advances(advancing)
+    neck.position_layer = nn.Sequential(neck.position_layer)
+    assert not neck._advances(advancing)
 
 
 def test_last_of_several_maps():

@@ -303,6 +303,37 @@ def test_triton_kernels():
     subprocess.run([sys.executable, __file__], check=True, env=env)
 
 
+@needs_new_torch  # whose Triton compiles for a device that is not there
+@pytest.mark.parametrize('dtype', ['fp32', 'bf16'])
+@pytest.mark.parametrize('moves', [False, True])
+def test_triton_kernels_compile_for_hopper(moves, dtype, tmp_path, monkeypatch):
+    """The interpreter takes what the compiler does not."""
+    triton = pytest.importorskip('triton')
+    from triton.backends.compiler import GPUTarget
+
+    from mmpsvit.ops import triton_kernels
+
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    single = ('points', 'moved', 'to_table', 'to_points')
+    for kernel in (triton_kernels._forward, triton_kernels._backward):
+        flags = dict(MOVES=moves, EMBEDS=moves, BLOCK=512)
+        if not moves:
+            unused = ('tokens', 'moved', 'to_tokens', 'offset_weight', 'offset_bias')
+            flags.update(dict.fromkeys((*unused, 'position_weight', 'position_bias')))
+        types = dict.fromkeys(kernel.arg_names, f'*{dtype}')
+        types.update(dict.fromkeys(single, '*fp32'), scale='fp32')
+        types.update(dict.fromkeys(('count', 'height', 'width', 'channels'), 'i32'))
+        types.update(dict.fromkeys(flags, 'constexpr'))
+        names = kernel.arg_names
+        source = triton.compiler.ASTSource(
+            kernel,
+            {name: types[name] for name in names},
+            {(names.index(name),): flags[name] for name in names if name in flags},
+        )
+        compiled = triton.compile(source, target=GPUTarget('cuda', 90, 32))
+        assert compiled.asm['cubin']
+
+
 def check_triton_kernels() -> None:
     point_sampling._has_kernel = lambda feat, _: feat.dtype != torch.float64
     _, points = inputs(dtype=torch.float32)
