@@ -379,9 +379,11 @@ def advance_by_kernel(
         start, None, None, scale, position_layer
     )
     assert torch.equal(moved, start)
-    second, moved, _ = sampled_map.advance(
+    slot = sampled_map.slot
+    second, moved, sampled_map = sampled_map.advance(
         moved, tokens, offset_layer, scale, position_layer
     )
+    assert sampled_map.slot is not slot  # one gradient of the map, passed on
     assert not moved.requires_grad and first.dtype == position_layer.weight.dtype
     return [first.float() + second.float(), moved]
 
@@ -392,7 +394,7 @@ def check_advance() -> None:
         (torch.float32, torch.bfloat16), (3, 1100)
     ):
         feat = torch.randn(2, channels, 5, 4).to(dtype).requires_grad_()
-        tokens = torch.randn(2, 6, channels).to(dtype).requires_grad_()
+        tokens = torch.randn(2, channels, 6).mT.to(dtype).requires_grad_()
         start = 5 * torch.rand(2, 6, 2) - 0.5
         layers = nn.Linear(channels, 2).to(dtype), nn.Linear(2, channels).to(dtype)
         exact = copy.deepcopy(layers)
