@@ -130,22 +130,6 @@ def test_names_that_repeat_get_their_numbers(demo):
     assert list(names) == ['crane (9)', '1', 'crane (8)']
 
 
-def test_network_of_arrays(looker, checkout):
-    """A config for RGB arrays, as of CIFAR, sees the colours that files have."""
-    config = checkout / 'configs' / 'arrays.py'
-    config.write_text(
-        "_base_ = 'cluttered_digits/psvit.py'\n"
-        'data_preprocessor = dict(to_rgb=False)\n'
-        "pipeline = [dict(type='PackInputs')]\n"
-        'test_dataloader = dict(dataset=dict(pipeline=pipeline))\n'
-    )
-    image = looker.examples()[0]
-    files = looker.look(image, CONFIG, CHECKPOINT)
-    arrays = looker.look(image, 'configs/arrays.py', CHECKPOINT)
-    np.testing.assert_array_equal(arrays.image, files.image)
-    assert arrays.scores == pytest.approx(files.scores)
-
-
 def test_network_of_grey_arrays(looker, checkout):
     """As of MNIST: it sees the file in grey."""
     config, checkpoint = 'configs/grey.py', 'work_dirs/grey.pth'
@@ -216,31 +200,6 @@ def test_grey_images_of_16_bits(demo, tmp_path):
     Image.fromarray(ramp).save(tmp_path / 'grey.png')
     image = np.asarray(demo('looker').decode(str(tmp_path / 'grey.png')))
     assert (image == ramp >> 8).all()
-
-
-def test_lazy_config(looker, checkout):
-    """Types may be classes."""
-    (checkout / 'configs' / 'lazy.py').write_text(
-        'from mmengine.config import read_base\n'
-        'from mmpretrain.datasets import LoadImageFromFile, PackInputs\n'
-        'from mmpretrain.models import ClsDataPreprocessor, ImageClassifier\n'
-        'from mmpsvit import ProgressiveSampling, PSViT, PSViTClsHead\n'
-        'model = dict(type=ImageClassifier, backbone=dict(type=PSViT, arch=dict(\n'
-        '    embed_dims=96, num_layers=6, num_heads=3, feedforward_channels=288,\n'
-        '    stem_base_channels=32, stem_channels=(96, 96)),\n'
-        '    sampler=dict(type=ProgressiveSampling, num_iters=4, num_points=6,\n'
-        '        center_offsets=True)),\n'
-        '    head=dict(type=PSViTClsHead, num_classes=10, in_channels=96))\n'
-        'data_preprocessor = dict(type=ClsDataPreprocessor, to_rgb=True,\n'
-        '    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])\n'
-        'test_dataloader = dict(dataset=dict(pipeline=[\n'
-        '    dict(type=LoadImageFromFile), dict(type=PackInputs)]))\n'
-    )
-    image = looker.examples()[0]
-    expected = looker.look(image, CONFIG, CHECKPOINT)
-    look = looker.look(image, 'configs/lazy.py', CHECKPOINT)
-    assert look.scores == pytest.approx(expected.scores)
-    np.testing.assert_array_equal(look.image, expected.image)
 
 
 def test_replaced_checkpoint_is_loaded_again(looker, checkout):

@@ -9,14 +9,11 @@ on the CPU, where processes can fork.
 """
 
 import argparse
-import contextlib
-import itertools
 import json
 import os
 import random
 import re
 import runpy
-import signal
 import socket
 import sys
 import tempfile
@@ -31,15 +28,16 @@ os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 import numpy as np
 import psutil
-import torch
 from PIL import Image
-from torch.utils._pytree import tree_flatten
 
 # Imported once: the trainings are forks of this process.
 import mmpsvit.cli  # noqa: F401
 from mmpsvit.guard import CheckpointError, load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / 'tests' / 'guard'))
+from small_training import assert_same, read  # noqa: E402
+
 CLASSES = ('circle', 'square', 'star')
 EVENT = re.compile(r'(?:Epoch|Iter)\((?:train|val)\) +\[|Saving checkpoint')
 
@@ -80,13 +78,9 @@ class Training:
         case (Case): What to train.
         folder (Path): Where its work dir and its output are.
         images (Path): Folder of the images.
-        last_write (int): Kill the processes at this of their accesses to a file that
-            they write; 0 lets them live. Defaults to 0.
     """
 
-    def __init__(
-        self, case: Case, folder: Path, images: Path, last_write: int = 0
-    ) -> None:
+    def __init__(self, case: Case, folder: Path, images: Path) -> None:
         folder.mkdir(exist_ok=True)
         self._log = folder / 'log.txt'
         self._log.touch()
@@ -116,7 +110,6 @@ class Training:
                         os.chdir(folder)
                         os.dup2(log.fileno(), 1)
                         os.dup2(log.fileno(), 2)
-                        _die_writing(last_write)
                         _run('train.py', arguments, variables)
                     self._processes.append(psutil.Process(pid))
             else:
@@ -154,10 +147,6 @@ class Training:
         ended, _ = psutil.wait_procs(self._processes)
         if any(process.returncode for process in ended):
             raise Failure(f'a training failed:\n{self.output()[-3000:]}')
-
-    def was_killed(self) -> bool:
-        """Whether a process, all of which have ended, did not end by itself."""
-        return any(p.returncode == -signal.SIGKILL for p in self._processes)
 
     def kill(self, rng: random.Random) -> str:
         """Kill one process, after which its launcher ends the others, or all at once.
@@ -198,27 +187,6 @@ def _run(tool: str, arguments: list[str], variables: dict) -> NoReturn:
     finally:
         sys.stdout.flush()
         os._exit(code)
-
-
-def _die_writing(last_write: int) -> None:
-    """Kill this process just before one of its calls of certain functions."""
-    count = itertools.count(1)
-
-    def wrap(name: str) -> None:
-        function = getattr(os, name)
-
-        def call(target, *args):
-            if next(count) == last_write:
-                if name == 'fsync':
-                    with contextlib.suppress(OSError):  # a folder has no half
-                        os.ftruncate(target, os.fstat(target).st_size // 2)
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(target, *args)
-
-        setattr(os, name, call)
-
-    for name in ('fsync', 'replace', 'remove'):
-        wrap(name)
 
 
 def _free_port() -> int:
@@ -271,27 +239,6 @@ def check_checkpoints(work: Path, output: str) -> str:
     return latest.name
 
 
-def compare(results: dict, expected: dict) -> None:
-    """Compare the results of two trainings bit for bit.
-
-    Raises:
-        Failure: If they differ.
-    """
-    for name in results.keys() | expected.keys():
-        if name not in results or name not in expected:
-            raise Failure(f'different: {name} is in one of them only')
-        values, structure = tree_flatten(results[name])
-        others, other_structure = tree_flatten(expected[name])
-        if structure != other_structure or not all(map(_is_same, values, others)):
-            raise Failure(f'different: {name}')
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    return one == other
-
-
 def read_results(work: Path) -> dict[str, Any]:
     """What a training ended with: checkpoints, learning rates, losses, scores.
 
@@ -311,12 +258,9 @@ def read_results(work: Path) -> dict[str, Any]:
                 key = f'{name} of {kind} {record["step"]}'
                 if results.setdefault(key, record[name]) != record[name]:
                     raise Failure(f'different: {key}')
-    for path in work.glob('[!.]*.pth'):
-        for key, value in load_checkpoint(path).items():
-            # These have times and folders in them.
-            if key not in ('meta', 'message_hub'):
-                results[f'{key} of {path.name}'] = value
-    return results
+    return results | {
+        f'{key} of {name}': value for (name, key), value in read(work).items()
+    }
 
 
 def interrupt(
@@ -328,22 +272,11 @@ def interrupt(
         str: When it was killed, and from which checkpoint it went on.
     """
     goal = rng.randrange(1, events - 1)
-    if case.launcher == 'fork' and rng.random() < 0.5:
-        training = Training(case, folder, images, last_write=goal)
-        while training.is_running():
-            time.sleep(0.01)
-        training.kill(rng)
-        if not training.was_killed():
-            raise Failure(f'a training ended before access {goal} to files it writes')
-        moment = f'killed at access {goal} to files it writes'
-    else:
-        training = Training(case, folder, images)
-        while training.progress() < goal and training.is_running():
-            time.sleep(0.002)
-        time.sleep(0.05 * rng.random())
-        moment = (
-            f'{training.kill(rng)} killed after {training.progress()}/{events} events'
-        )
+    training = Training(case, folder, images)
+    while training.progress() < goal and training.is_running():
+        time.sleep(0.002)
+    time.sleep(0.05 * rng.random())
+    moment = f'{training.kill(rng)} killed after {training.progress()}/{events} events'
     latest = check_checkpoints(folder / 'work', training.output())
     Training(case, folder, images).finish()
     return f'{moment}; resumed from {latest}'
@@ -376,9 +309,9 @@ def main() -> None:
                 story = interrupt(
                     case, killed, images, events, random.Random(seed + number)
                 )
-                compare(read_results(killed / 'work'), expected)
+                assert_same(read_results(killed / 'work'), expected)
                 verdict = 'identical'
-            except Failure as failure:
+            except (AssertionError, Failure) as failure:
                 story, verdict = 'FAILED', str(failure)
                 failures += 1
             print(

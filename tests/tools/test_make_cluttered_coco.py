@@ -12,7 +12,6 @@ from cluttered_digits import (
     read_image,
     read_tree,
     refused,
-    run,
 )
 from PIL import Image
 
@@ -133,18 +132,6 @@ def test_coco_is_reproducible(coco_dataset, tmp_path):
     assert all(other[name] != before[name] for name in before)
 
 
-def test_interrupted_coco_run_is_continued(coco_dataset, tmp_path):
-    out = make(tmp_path / 'out', '--coco')
-    kept = out / 'train/000014.png'
-    time = kept.stat().st_mtime_ns
-    for name in ('train/000003.png', 'annotations/train.json', 'val/000017.png'):
-        (out / name).unlink()
-    (out / 'annotations/val.json').write_text('{"settings": ')
-    assert read_tree(make(out, '--coco')) == read_tree(coco_dataset)
-    assert kept.stat().st_mtime_ns == time
-    assert 'complete already' in run(out, '--coco')
-
-
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
@@ -166,20 +153,6 @@ def test_number_of_digits(tmp_path, limit):
     counts = [len(annotations) for annotations in by_image.values()]
     assert min(counts) >= 1
     assert max(counts) == 1 if limit == 1 else 3 <= max(counts) < 16
-
-
-def test_pycocotools_loads_the_annotations(coco_dataset):
-    coco = pytest.importorskip('pycocotools.coco')
-    loaded = coco.COCO(str(coco_dataset / 'annotations/val.json'))
-    assert loaded.getCatIds(catNms=['0', '9']) == [1, 10]
-    assert len(loaded.getImgIds()) == 20
-    mask = pytest.importorskip('pycocotools.mask')
-    for annotation in loaded.loadAnns(loaded.getAnnIds()):
-        pixels = loaded.annToMask(annotation)
-        assert (pixels == decode(annotation['segmentation'])).all()
-        rle = loaded.annToRLE(annotation)
-        assert mask.area(rle) == annotation['area']
-        assert mask.toBbox(rle).tolist() == annotation['bbox']
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
@@ -212,30 +185,3 @@ def test_mmdet_loads_the_split(coco_dataset, split):
             x, y, w, h = annotation['bbox']
             assert box.tolist() == [x, y, x + w, y + h]
             assert (mask == decode(annotation['segmentation'])).all()
-
-
-def test_perfect_detections_score_one(coco_dataset):
-    """By mmdet's metric, for boxes and masks."""
-    metrics = pytest.importorskip('mmdet.evaluation')
-    torch = pytest.importorskip('torch')
-    path = coco_dataset / 'annotations/val.json'
-    metric = metrics.CocoMetric(ann_file=str(path), metric=['bbox', 'segm'])
-    metric.dataset_meta = dict(classes=tuple('0123456789'))
-    record, by_image = read_coco(coco_dataset, 'val')
-    for entry in record['images']:
-        annotations = by_image[entry['id']]
-        boxes = torch.tensor([a['bbox'] for a in annotations]).float()
-        boxes[:, 2:] += boxes[:, :2]
-        masks = np.stack([decode(a['segmentation']) for a in annotations])
-        predictions = dict(
-            bboxes=boxes,
-            scores=torch.ones(len(boxes)),
-            labels=torch.tensor([a['category_id'] - 1 for a in annotations]),
-            masks=torch.from_numpy(masks),
-        )
-        sample = dict(
-            img_id=entry['id'], ori_shape=(64, 64), pred_instances=predictions
-        )
-        metric.process({}, [sample])
-    results = metric.evaluate(size=len(record['images']))
-    assert results['coco/bbox_mAP'] == results['coco/segm_mAP'] == 1

@@ -77,31 +77,15 @@ def test_image_does_not_depend_on_the_number_of_images(dataset, tmp_path):
 
 
 def test_interrupted_run_is_continued(dataset, tmp_path):
+    """A split without boxes begins anew."""
     out = make(tmp_path / 'out')
-    kept, cut = out / 'train/4/000014.png', out / 'train/5/000015.png'
+    kept = out / 'val/7/000017.png'
     time = kept.stat().st_mtime_ns
-    for name in ('0/000000.png', '3/000013.png', 'boxes.json'):
-        (out / 'train' / name).unlink()
-    cut.write_bytes(cut.read_bytes()[:100])  # the last that was written
-    (out / 'val/7/000017.png').unlink()
+    (out / 'train/boxes.json').unlink()
+    (out / 'train/0/000000.png').unlink()
+    (out / 'train/5/000015.png').write_bytes(b'half a file')
     assert read_tree(make(out)) == read_tree(dataset)
     assert kept.stat().st_mtime_ns == time
-
-
-def test_interrupted_repair_is_continued(dataset, tmp_path, digit_scenes, monkeypatch):
-    out = make(tmp_path / 'out')
-    image = out / 'train/3/000013.png'
-    image.unlink()
-
-    def draw_half(*args):
-        image.write_bytes(b'half a file')
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(digit_scenes, 'draw_scene', draw_half)
-        with pytest.raises(KeyboardInterrupt):
-            make(out)
-    assert read_tree(make(out)) == read_tree(dataset)
 
 
 def test_run_killed_at_its_start_is_continued(dataset, tmp_path):
@@ -246,26 +230,6 @@ def test_digit_is_brighter_than_the_background(dataset):
         assert 0 <= x1 < x2 <= 64
         assert 0 <= y1 < y2 <= 64
         assert image[y1:y2, x1:x2].mean() > np.median(image, axis=(0, 1)).mean() + 10
-
-
-def test_scene_of_several_digits(digit_scenes):
-    settings, sources = (
-        digit_scenes.Settings(size=128),
-        digit_scenes.load_sources('val'),
-    )
-    image, digits = digit_scenes.draw_scene(
-        [3, 1, 4], sources, settings, np.random.default_rng(0)
-    )
-    assert image.shape == (128, 128, 3)
-    assert image.dtype == np.uint8
-    assert [digit.label for digit in digits] == [3, 1, 4]
-    covered = np.zeros((128, 128), int)
-    for digit in digits:
-        x1, y1, x2, y2 = digit.box
-        assert digit.mask.shape == (y2 - y1, x2 - x1)
-        assert sources.labels[digit.source] == digit.label
-        covered[y1:y2, x1:x2] += 1
-    assert covered.max() == 1
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])

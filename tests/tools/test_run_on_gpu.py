@@ -44,8 +44,6 @@ def test_rehearsal(run_tool, tmp_path):
         assert row['to_bare_step'] * row['milliseconds'] == pytest.approx(
             bare['milliseconds']
         )
-        # Forward, backward and optimizer of a network of six layers
-        assert bare['operators'] > 1000 and row['operators'] > 1000
     assert jpeg['loader_alone'] > 0
     assert {row['layout'] for row in rows('sampling')} == {'NCHW', 'channels_last'}
     aims = report.split('## aims\n\n')[1].split('\n\n')[0]

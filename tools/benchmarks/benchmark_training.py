@@ -16,9 +16,8 @@ transform.
 The bare step is that of benchmark_speed.py on images that are on the device already:
 forward, loss, backward, AdamW. What the loop takes beyond it is the host's time and, on
 a GPU, partly hidden; with `--batch-size 1` a GPU waits for the host, and the loop's
-time is the host's. Operators are what PyTorch dispatches in one iteration, below
-autograd. Under torchrun each process trains on batches of its own, and the loop
-exchanges gradients, unlike the bare step.
+time is the host's. Under torchrun each process trains on batches of its own, and the
+loop exchanges gradients, unlike the bare step.
 """
 
 # isort: off
@@ -48,25 +47,13 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from PIL import Image
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
 from mmpsvit.cli import add_cfg_options, read_config, run_main, use_mixed_precision
-from mmpsvit.engine import CompileHook
 
 JPEG_SIZE = (500, 375)
 PHOTOGRAPHS = ('astronaut', 'chelsea', 'coffee', 'rocket')
 CLASSES = 10
-
-
-class OperatorCounter(TorchDispatchMode):
-    """Counts what PyTorch dispatches."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        return func(*args, **(kwargs or {}))
 
 
 @DATASETS.register_module()
@@ -93,7 +80,7 @@ class ImagesInMemory(Dataset):
 
 
 class LoopTimer(Hook):
-    """Times whole iterations, then counts the operators of one more.
+    """Times whole iterations.
 
     Args:
         warmup (int): Iterations that are not timed.
@@ -106,7 +93,6 @@ class LoopTimer(Hook):
     def __init__(self, warmup: int, runs: int, device: torch.device) -> None:
         self.warmup, self.last, self.device = warmup, warmup + runs, device
         self.done = 0
-        self.counter = OperatorCounter()
         self.figures = {}
 
     def after_train_iter(self, runner: Runner, *_, **__) -> None:
@@ -120,12 +106,6 @@ class LoopTimer(Hook):
             waits = runner.message_hub.get_scalar('train/data_time')
             self.figures['milliseconds'] = 1e3 * seconds / runs
             self.figures['waiting_for_data_ms'] = 1e3 * float(waits.mean(runs))
-            # Compiled code does not dispatch its operators.
-            if not any(isinstance(hook, CompileHook) for hook in runner.hooks):
-                self.counter.__enter__()
-        elif self.done == self.last + 1 and self.counter.count:
-            self.counter.__exit__(None, None, None)
-            self.figures['operators'] = self.counter.count
 
 
 def generate(folder: Path, count: int) -> None:
@@ -151,7 +131,7 @@ def generate(folder: Path, count: int) -> None:
 def set_data(cfg: Config, args: argparse.Namespace, data: str, batch_size: int) -> None:
     """Let a config train on images in memory, or on the JPEGs in ``args.folder``."""
     loader = cfg.train_dataloader
-    length = (args.warmup + args.runs + 1) * batch_size * get_world_size()
+    length = (args.warmup + args.runs) * batch_size * get_world_size()
     if data == 'memory':
         size, classes = common.input_size(cfg), cfg.model.head.num_classes
         dataset = dict(type='ImagesInMemory', size=size, num_classes=classes)
@@ -175,7 +155,7 @@ def build_runner(
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
     if cfg.train_cfg.get('max_iters'):
-        cfg.train_cfg.max_iters = args.warmup + args.runs + 1
+        cfg.train_cfg.max_iters = args.warmup + args.runs
     else:
         cfg.train_cfg.max_epochs = 1
     cfg.default_hooks.checkpoint = None
@@ -196,10 +176,7 @@ def bare_figures(cfg: Config, args: argparse.Namespace, batch_size: int) -> dict
     dtype = f'amp-{cfg.optim_wrapper.dtype}' if args.amp else 'float32'
     forward = partial(model, mode='tensor')
     step = common.training_step(forward, model.parameters(), images, dtype)
-    figures = common.measure({'': step}, args)['']
-    with OperatorCounter() as counter:
-        step()
-    return dict(milliseconds=figures['milliseconds'], operators=counter.count)
+    return dict(milliseconds=common.measure({'': step}, args)['']['milliseconds'])
 
 
 def loader_rate(cfg: Config, args: argparse.Namespace, workers: int) -> float:

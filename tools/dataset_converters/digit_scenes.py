@@ -118,10 +118,16 @@ def take_place(mask: np.ndarray, free: np.ndarray, rng: Rng) -> Box | None:
     return None
 
 
-def place_digits(
+def paint(canvas: np.ndarray, box: Box, mask: np.ndarray, rng: Rng) -> None:
+    """Paint a mask onto the canvas in a random bright colour."""
+    region = canvas[box[1] : box[3], box[0] : box[2]]
+    region += mask[..., None] * (rng.uniform(0.5, 1, 3) - region)
+
+
+def draw_scene(
     labels: Iterable[int], sources: Sources, settings: Settings, rng: Rng
-) -> tuple[list[Digit], np.ndarray]:
-    """Choose the digits of a scene and their places; this draws nothing.
+) -> tuple[np.ndarray, list[Digit]]:
+    """Draw digits among clutter and noise.
 
     Args:
         labels: Class of each digit. A digit that finds no room is left out.
@@ -130,7 +136,7 @@ def place_digits(
         rng: Random generator of the scene.
 
     Returns:
-        The digits, and a (size, size) mask of the pixels that are still free.
+        The image (size, size, 3) in uint8, and the digits in it.
     """
     digits = []
     free = np.ones((settings.size, settings.size), bool)
@@ -141,25 +147,6 @@ def place_digits(
         mask = mask[top:bottom, left:right]
         if box := take_place(mask, free, rng):
             digits.append(Digit(source, label, box, mask))
-    return digits, free
-
-
-def paint(canvas: np.ndarray, box: Box, mask: np.ndarray, rng: Rng) -> None:
-    """Paint a mask onto the canvas in a random bright colour."""
-    region = canvas[box[1] : box[3], box[0] : box[2]]
-    region += mask[..., None] * (rng.uniform(0.5, 1, 3) - region)
-
-
-def draw_scene(
-    labels: Iterable[int], sources: Sources, settings: Settings, rng: Rng
-) -> tuple[np.ndarray, list[Digit]]:
-    """Draw digits among clutter and noise; the arguments are as in place_digits.
-
-    Returns:
-        The image (size, size, 3) in uint8, and the digits in it.
-    """
-    # Placed first, so that place_digits alone finds the same boxes.
-    digits, free = place_digits(labels, sources, settings, rng)
     canvas = np.full((*free.shape, 3), rng.uniform(0, 0.3, 3), np.float32)
     for digit in digits:
         paint(canvas, digit.box, digit.mask, rng)

@@ -37,7 +37,7 @@ MMDetection::
         metainfo=dict(classes=tuple('0123456789')),
     )
 
-The same command continues an interrupted run. Examples::
+The same command goes on, with the split that was interrupted. Examples::
 
     python tools/dataset_converters/make_cluttered_digits.py data/cluttered_digits
     python tools/dataset_converters/make_cluttered_digits.py data/cluttered_coco --coco
@@ -66,7 +66,6 @@ from digit_scenes import (
     Settings,
     draw_scene,
     load_sources,
-    place_digits,
 )
 from PIL import Image
 from tqdm import tqdm
@@ -168,47 +167,32 @@ def run_lengths(digit: Digit, size: int) -> list[int]:
     return np.diff(changes, prepend=0, append=pixels.size).tolist()
 
 
-def draw_missing(
-    folder: Path, names: list[str], missing: set[str], settings: Settings
-) -> Scenes:
-    """Go through the scenes of a split, and write those images that are missing."""
+def draw_split(folder: Path, names: list[str], settings: Settings) -> Scenes:
+    """Draw the scenes of a split, and write their images."""
     sources = load_sources(folder.name)
     for index, name in enumerate(tqdm(names, folder.name, unit='img', disable=None)):
         rng = np.random.default_rng([settings.seed, SPLITS.index(folder.name), index])
         labels = choose_labels(index, settings, rng)
-        if name in missing:
-            pixels, digits = draw_scene(labels, sources, settings, rng)
-            # Noise hardly compresses, so spend little time on it.
-            Image.fromarray(pixels).save(folder / name, compress_level=1)
-        else:
-            digits, _ = place_digits(labels, sources, settings, rng)
+        pixels, digits = draw_scene(labels, sources, settings, rng)
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Noise hardly compresses, so spend little time on it.
+        Image.fromarray(pixels).save(path, compress_level=1)
         yield name, digits
 
 
 def make_split(folder: Path, count: int, settings: Settings) -> bool:
-    """Write what is missing of a split, boxes last; return whether anything was."""
+    """Write a split, boxes last, unless it is there; return whether it was not."""
     names = [f'{index:06d}.png' for index in range(count)]
+    path, make_record = folder / 'boxes.json', class_folder_record
     if isinstance(settings, CocoSettings):
         path = folder.parent / 'annotations' / f'{folder.name}.json'
-        folders, make_record = [folder], coco_record
+        make_record = coco_record
     else:
-        path = folder / 'boxes.json'
         names = [f'{index % NUM_CLASSES}/{name}' for index, name in enumerate(names)]
-        folders = [folder / str(label) for label in range(NUM_CLASSES)]
-        make_record = class_folder_record
-    missing = {name for name in names if not (folder / name).exists()}
     if read_json(path).get('settings') == asdict(settings):
-        if not missing:
-            return False
-    elif there := [name for name in names if name not in missing]:
-        # A killed run may have left half an image, the last that it wrote.
-        missing.add(max(there, key=lambda name: (folder / name).stat().st_mtime_ns))
-
-    path.unlink(missing_ok=True)
-    for each in folders:
-        each.mkdir(parents=True, exist_ok=True)
-    record = make_record(settings, draw_missing(folder, names, missing, settings))
-    write_json(path, record)
+        return False
+    write_json(path, make_record(settings, draw_split(folder, names, settings)))
     return True
 
 
@@ -254,7 +238,7 @@ def parse_args() -> tuple[Path, Settings]:
 
 
 def main() -> None:
-    """Make the data set, or what is missing of it."""
+    """Make the data set, or those splits that are missing."""
     out, settings = parse_args()
     claim_folder(out, asdict(settings))
     counts = {'train': settings.num_train, 'val': settings.num_val}
