@@ -63,8 +63,13 @@ def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
 
     Not one that somebody replaced, or that has hooks (pruning has).
     """
-    return type(module) is kind and not (
-        module._forward_pre_hooks or module._forward_hooks
+    if type(module) is not kind or 'forward' in vars(module):
+        return False
+    return not (
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
     )
 
 

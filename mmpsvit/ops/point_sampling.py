@@ -12,7 +12,6 @@ coordinate. (On CUDA a point within float32's rounding of that limit may count a
 just inside, with a sample of zero to rounding.)
 """
 
-import inspect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -46,7 +45,8 @@ def sample_points(feat: Tensor, points: Tensor, kernel: str = 'mmcv') -> Tensor:
 
     There are first derivatives only, also through ``torch.func.grad``: the backward
     pass of a gradient (a gradient penalty, a Hessian) raises a RuntimeError or its
-    subclass NotImplementedError. ``vmap`` takes PyTorch's operators, not the kernels.
+    subclass NotImplementedError. ``torch.func`` takes PyTorch's operators, not the
+    kernels.
 
     Args:
         feat (Tensor): Feature map of shape (B, C, H, W), finite: a point outside may
@@ -149,7 +149,7 @@ class SampledMap(NamedTuple):
         if self.kernel is None:
             return _sample_with_torch(self.table, points), self
         if not torch.is_grad_enabled():  # without the costs of a Function
-            return _Sample.forward(self.table, None, points, self.kernel)[0], self
+            return _sample(self.table, points, self.kernel), self
         samples, slot = _Sample.apply(self.table, self.slot, points, self.kernel)
         return samples, self._replace(slot=slot)
 
@@ -170,7 +170,7 @@ class SampledMap(NamedTuple):
 
         ``moved = points + scale * offset_layer(tokens)``, and the samples there, plus
         ``position_layer(moved / size)``, plus the tokens. All of it is computed in
-        float32. The points have no gradient but that of the samples.
+        float32. The moved points pass no gradient on, but to the layer that moves them.
 
         Args:
             points (Tensor): Points of shape (B, N, 2), of ``dtype``.
@@ -184,19 +184,20 @@ class SampledMap(NamedTuple):
 
         Returns:
             tuple[Tensor, Tensor, SampledMap]: The sum, (B, N, C), in the dtype of the
-            layer's weights, the moved points, detached, and the map for the next
-            sampling.
+            position layer's weights, the moved points, detached, and the map for the
+            next sampling.
         """
         weights = (None, None)
         if offset_layer is not None:
-            weights = offset_layer.weight, offset_layer.bias
+            weights = offset_layer.weight.contiguous(), offset_layer.bias
             tokens = tokens.contiguous()
-        layers = (*weights, scale, position_layer.weight, position_layer.bias)
-        args = (points.contiguous(), tokens, *layers)
+        args = (self.table, points.contiguous(), tokens, *weights, scale)
+        args = (*args, position_layer.weight.contiguous(), position_layer.bias)
         if not torch.is_grad_enabled():
-            inputs, moved, _ = _Advance.forward(self.table, None, *args)
-            return inputs, moved, self
-        inputs, moved, slot = _Advance.apply(self.table, self.slot, *args)
+            from .triton_kernels import advance_with_triton
+
+            return *advance_with_triton(*args), self
+        inputs, moved, slot = _Advance.apply(self.table, self.slot, *args[1:])
         return inputs, moved, self._replace(slot=slot)
 
 
@@ -207,6 +208,9 @@ def _has_kernel(feat: Tensor, kernel: str) -> bool:
         return False
     # They add gradients up in any order, and do not tell PyTorch so.
     if torch.are_deterministic_algorithms_enabled():
+        return False
+    # They do not take the tensors of torch.func.
+    if torch._C._are_functorch_transforms_active():
         return False
     return kernel == 'triton' or kernels.has_mmcv()
 
@@ -229,31 +233,21 @@ def _new_slot(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return like.new_empty((), dtype=dtype).expand(shape)
 
 
-def _with_signature(function: type[Function]) -> type[Function]:
-    """Keep the signature that PyTorch otherwise works out in every call.
-
-    That takes it longer than the rest of the call.
-    """
-    function.forward.__signature__ = inspect.signature(function.forward)
-    return function
+def _passed_on(slot: Tensor | None) -> Tensor | None:
+    """The slot for the next sampling."""
+    return None if slot is None else _new_slot(slot, slot.shape, slot.dtype)
 
 
-@_with_signature
 class _Slot(Function):
     """A tensor whose gradient becomes the map's."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(feat: Tensor) -> Tensor:
+    def forward(ctx, feat: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.dtype = feat.dtype
         batch, channels, height, width = feat.shape
         dtype = torch.promote_types(feat.dtype, torch.float32)
         return _new_slot(feat, (batch, height, width, channels), dtype)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.dtype = inputs[0].dtype
 
     @staticmethod
     @once_differentiable
@@ -262,30 +256,25 @@ class _Slot(Function):
         return None if grad is None else grad.permute(0, 3, 1, 2).to(ctx.dtype)
 
 
-@_with_signature
+def _sample(table: Tensor, points: Tensor, kernel: str) -> Tensor:
+    """A kernel's samples."""
+    if not points.numel():
+        return kernels.empty_samples(table, points)
+    forward, _ = _operators(kernel)
+    return forward(table, points.contiguous())
+
+
 class _Sample(Function):
     """A kernel's samples, and the slot for the next sampling."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(
-        table: Tensor, slot: Tensor | None, points: Tensor, kernel: str
+        ctx, table: Tensor, slot: Tensor | None, points: Tensor, kernel: str
     ) -> tuple[Tensor, Tensor | None]:
-        if points.numel():
-            forward, _ = _operators(kernel)
-            samples = forward(table, points.contiguous())
-        else:
-            samples = kernels.empty_samples(table, points)
-        if slot is not None:
-            slot = _new_slot(slot, slot.shape, slot.dtype)
-        return samples, slot
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: tuple) -> None:
         ctx.set_materialize_grads(False)
-        table, _, points, ctx.kernel = inputs
+        ctx.kernel = kernel
         ctx.save_for_backward(table, points)
+        return _sample(table, points, kernel), _passed_on(slot)
 
     @staticmethod
     @once_differentiable
@@ -307,29 +296,30 @@ class _Sample(Function):
         return None, grad_slot if ctx.needs_input_grad[1] else None, grad_points, None
 
 
-@_with_signature
 class _Advance(Function):
     """:meth:`SampledMap.advance`, and the slot for the next sampling."""
 
     @staticmethod
     def forward(
-        table: Tensor, slot: Tensor | None, points: Tensor, *layers
+        ctx,
+        table: Tensor,
+        slot: Tensor | None,
+        points: Tensor,
+        tokens: Tensor | None,
+        offset_weight: Tensor | None,
+        offset_bias: Tensor | None,
+        scale: float,
+        *position: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         from .triton_kernels import advance_with_triton
 
-        inputs, moved = advance_with_triton(table, points, *layers)
-        if slot is not None:
-            slot = _new_slot(slot, slot.shape, slot.dtype)
-        return inputs, moved, slot
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: tuple) -> None:
+        layers = offset_weight, offset_bias, scale, *position
+        inputs, moved = advance_with_triton(table, points, tokens, *layers)
         ctx.set_materialize_grads(False)
-        table, _, _, tokens, offset_weight, _, ctx.scale, position_weight, _ = inputs
-        _, moved, _ = output
         ctx.mark_non_differentiable(moved)
-        ctx.dtype = position_weight.dtype
+        ctx.scale, ctx.dtype = scale, position[0].dtype
         ctx.save_for_backward(table, moved, tokens, offset_weight)
+        return inputs, moved, _passed_on(slot)
 
     @staticmethod
     @once_differentiable
@@ -339,22 +329,23 @@ class _Advance(Function):
         table, moved, tokens, offset_weight = ctx.saved_tensors
         if grad is None:
             return None, grad_slot, *[None] * 7
+        height, width = table.shape[1:3]
+        relative = kernels.divide(moved, width, height)
+        to_position = _gradients(grad, relative, ctx.dtype)
+        _, of_slot, of_points, *of_layers = ctx.needs_input_grad[:6]
+        if not (of_slot or of_points or any(of_layers)):
+            return *[None] * 7, *to_position
         if grad_slot is None:
             # The later samplings, which come first here, have not made one.
             grad_slot = torch.zeros_like(table, dtype=moved.dtype)
-        grad = grad.contiguous()
-        to_offsets, to_tokens = advance_with_triton_backward(
-            grad, table, moved, tokens, offset_weight, ctx.scale, grad_slot
+        to_points, to_tokens = advance_with_triton_backward(
+            grad.contiguous(), table, moved, tokens, offset_weight, ctx.scale, grad_slot
         )
-        height, width = table.shape[1:3]
-        position = kernels.divide(moved, width, height)
-        to_layers = [None, None, None, None]
-        if tokens is not None:
-            to_offset = _gradients(to_offsets, tokens, offset_weight.dtype)
-            to_layers = [to_tokens, *to_offset, None]
-        to_position = _gradients(grad, position, ctx.dtype)
-        slot = grad_slot if ctx.needs_input_grad[1] else None
-        return None, slot, None, *to_layers, *to_position
+        slot = grad_slot if of_slot else None
+        if tokens is None:
+            return None, slot, to_points, *[None] * 4, *to_position
+        to_offset = _gradients(to_points, tokens, offset_weight.dtype)
+        return None, slot, None, to_tokens, *to_offset, None, *to_position
 
 
 def _gradients(
@@ -362,7 +353,9 @@ def _gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of a linear layer's weight and bias, summed in float32."""
     grad = grad.flatten(0, 1).float()
-    weight = grad.mT @ inputs.flatten(0, 1).float()
+    # Compiled, a backward pass is under the autocast of the forward pass.
+    with torch.autocast(grad.device.type, enabled=False):
+        weight = grad.mT @ inputs.flatten(0, 1).float()
     return weight.to(dtype), grad.sum(dim=0).to(dtype)
 
 

@@ -53,14 +53,13 @@ def _load(start, index, mask):
 def _forward(
     table, points, samples,
     tokens, offset_weight, offset_bias, scale, position_weight, position_bias, moved,
-    count, height, width, channels,
-    MOVES: tl.constexpr, EMBEDS: tl.constexpr, BLOCK: tl.constexpr,
+    count, height, width, channels, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     x = tl.load(points + 2 * program)
     y = tl.load(points + 2 * program + 1)
     own = program.to(tl.int64) * channels
-    if MOVES:
+    if tokens is not None:
         to_x = tl.load(offset_bias).to(tl.float32)
         to_y = tl.load(offset_bias + 1).to(tl.float32)
         for first in range(0, channels, BLOCK):
@@ -71,7 +70,7 @@ def _forward(
             to_y += tl.sum(token * _load(offset_weight + channels, channel, mask))
         x += scale * to_x
         y += scale * to_y
-    if EMBEDS:
+    if moved is not None:
         tl.store(moved + 2 * program, x)
         tl.store(moved + 2 * program + 1, y)
     image, inside, left, top, x_part, y_part = _stencil(
@@ -90,11 +89,11 @@ def _forward(
                     y_part if down else 1 - y_part
                 )
                 total += weight * _load(table + start, channel, channel < visible)
-        if EMBEDS:
+        if moved is not None:
             total += _load(position_bias, channel, mask)
             total += x / width * _load(position_weight, 2 * channel, mask)
             total += y / height * _load(position_weight, 2 * channel + 1, mask)
-        if MOVES:
+        if tokens is not None:
             total += _load(tokens + own, channel, mask)
         tl.store(samples + own + channel, total, mask)
 
@@ -102,7 +101,7 @@ def _forward(
 @triton.jit
 def _backward(
     grad, table, points, to_table, to_points, offset_weight, scale, to_tokens,
-    count, height, width, channels, MOVES: tl.constexpr, BLOCK: tl.constexpr,
+    count, height, width, channels, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     own = program.to(tl.int64) * channels
@@ -127,7 +126,7 @@ def _backward(
                 to_y += product * (along_x if down else -along_x)
                 added = given * (along_x * along_y)
                 tl.atomic_add(to_table + start + channel, added, mask, sem='relaxed')
-    if MOVES:
+    if to_tokens is not None:
         to_x *= scale
         to_y *= scale
         for first in range(0, channels, BLOCK):
@@ -156,7 +155,7 @@ def sample_with_triton(table: Tensor, points: Tensor) -> Tensor:
     grid, sizes, block = _settings(table, points)
     unused = (None, None, None, 0.0, None, None, None)
     with torch.cuda.device_of(table):
-        _forward[grid](table, points, samples, *unused, *sizes, False, False, block)
+        _forward[grid](table, points, samples, *unused, *sizes, block)
     return samples
 
 
@@ -170,7 +169,7 @@ def sample_with_triton_backward(
     with torch.cuda.device_of(table):
         _backward[grid](
             grad, table, points, grad_table, to_points, None, 0.0, None,
-            *sizes, False, block,
+            *sizes, block,
         )  # fmt: skip
     return to_points
 
@@ -216,11 +215,8 @@ def advance_with_triton(
     layers = offset_weight, offset_bias, scale, position_weight, position_bias
     inputs, moved = _empty_inputs(table, points, tokens, *layers)
     grid, sizes, block = _settings(table, points)
-    moves = tokens is not None
     with torch.cuda.device_of(table):
-        _forward[grid](
-            table, points, inputs, tokens, *layers, moved, *sizes, moves, True, block
-        )
+        _forward[grid](table, points, inputs, tokens, *layers, moved, *sizes, block)
     return inputs, moved
 
 
@@ -263,6 +259,6 @@ def advance_with_triton_backward(
     with torch.cuda.device_of(table):
         _backward[grid](
             grad, table, points, grad_table, to_offsets, offset_weight, scale,
-            to_tokens, *sizes, tokens is not None, block,
+            None if tokens is None else to_tokens, *sizes, block,
         )  # fmt: skip
     return to_offsets, to_tokens

@@ -256,16 +256,25 @@ def test_kernel_is_asked_for(monkeypatch):
 
 def test_what_one_kernel_does():
     """Not what it does not know, nor what somebody replaced or hooks."""
-    advancing = SimpleNamespace(advances=True)
+
+    def advances(neck: ProgressiveSampling, channels: int = 24) -> bool:
+        table = torch.zeros(1, 2, 2, channels)
+        return neck._advances(SimpleNamespace(table=table, advances=True))
+
     neck = ProgressiveSampling(**SMALL)
-    assert neck._advances(advancing)
+    assert advances(neck) and not advances(neck, channels=8)
     assert not neck._advances(SimpleNamespace(advances=False))
     for kwargs in (dict(center_offsets=True), dict(in_channels=8)):
-        assert not ProgressiveSampling(**SMALL, **kwargs)._advances(advancing)
-    with neck.offset_layers[1].register_forward_hook(lambda *_: None):
-        assert not neck._advances(advancing)
+        assert not advances(ProgressiveSampling(**SMALL, **kwargs))
+    layer = neck.offset_layers[1]
+    for hook in ('forward_pre', 'forward', 'full_backward_pre', 'full_backward'):
+        with getattr(layer, f'register_{hook}_hook')(lambda *_: None):
+            assert not advances(neck), hook
+    layer.forward = layer.forward  # as some libraries wrap a layer
+    assert not advances(neck)
+    neck = ProgressiveSampling(**SMALL)
     neck.position_layer = nn.Sequential(neck.position_layer)
-    assert not neck._advances(advancing)
+    assert not advances(neck)
 
 
 def test_last_of_several_maps():

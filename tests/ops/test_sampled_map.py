@@ -305,8 +305,8 @@ def test_triton_kernels():
 
 @needs_new_torch  # whose Triton compiles for a device that is not there
 @pytest.mark.parametrize('dtype', ['fp32', 'bf16'])
-@pytest.mark.parametrize('moves', [False, True])
-def test_triton_kernels_compile_for_hopper(moves, dtype, tmp_path, monkeypatch):
+@pytest.mark.parametrize('absent', ['tokens', 'moved', 'nothing'])
+def test_triton_kernels_compile_for_hopper(absent, dtype, tmp_path, monkeypatch):
     """The interpreter takes what the compiler does not."""
     triton = pytest.importorskip('triton')
     from triton.backends.compiler import GPUTarget
@@ -314,21 +314,22 @@ def test_triton_kernels_compile_for_hopper(moves, dtype, tmp_path, monkeypatch):
     from mmpsvit.ops import triton_kernels
 
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    constants = dict(BLOCK=512)
+    if absent != 'nothing':
+        constants |= dict.fromkeys(('tokens', 'to_tokens', 'offset_weight'))
+    if absent == 'moved':
+        constants |= dict.fromkeys(('moved', 'position_weight', 'position_bias'))
     single = ('points', 'moved', 'to_table', 'to_points')
     for kernel in (triton_kernels._forward, triton_kernels._backward):
-        flags = dict(MOVES=moves, EMBEDS=moves, BLOCK=512)
-        if not moves:
-            unused = ('tokens', 'moved', 'to_tokens', 'offset_weight', 'offset_bias')
-            flags.update(dict.fromkeys((*unused, 'position_weight', 'position_bias')))
-        types = dict.fromkeys(kernel.arg_names, f'*{dtype}')
+        names = kernel.arg_names
+        types = dict.fromkeys(names, f'*{dtype}')
         types.update(dict.fromkeys(single, '*fp32'), scale='fp32')
         types.update(dict.fromkeys(('count', 'height', 'width', 'channels'), 'i32'))
-        types.update(dict.fromkeys(flags, 'constexpr'))
-        names = kernel.arg_names
+        types.update(dict.fromkeys(constants, 'constexpr'))
         source = triton.compiler.ASTSource(
             kernel,
             {name: types[name] for name in names},
-            {(names.index(name),): flags[name] for name in names if name in flags},
+            {(names.index(key),): constants[key] for key in names if key in constants},
         )
         compiled = triton.compile(source, target=GPUTarget('cuda', 90, 32))
         assert compiled.asm['cubin']
@@ -379,61 +380,67 @@ def advance_by_kernel(
         start, None, None, scale, position_layer
     )
     assert torch.equal(moved, start)
+    layers = offset_layer, scale, position_layer
     slot = sampled_map.slot
-    second, moved, sampled_map = sampled_map.advance(
-        moved, tokens, offset_layer, scale, position_layer
-    )
+    _, _, sampled_map = sampled_map.advance(moved, tokens, *layers)  # nobody uses it
     assert sampled_map.slot is not slot  # one gradient of the map, passed on
+    second, moved, _ = sampled_map.advance(moved, tokens, *layers)
     assert not moved.requires_grad and first.dtype == position_layer.weight.dtype
     return [first.float() + second.float(), moved]
 
 
 def check_advance() -> None:
     """An iteration in one kernel against its parts in float64, with all gradients."""
-    for dtype, channels in itertools.product(
-        (torch.float32, torch.bfloat16), (3, 1100)
+    half = torch.bfloat16
+    for channels, (of_map, dtype) in itertools.product(
+        (3, 1100), [(torch.float32,) * 2, (half, half), (half, torch.float32)]
     ):
-        feat = torch.randn(2, channels, 5, 4).to(dtype).requires_grad_()
+        feat = torch.randn(2, channels, 5, 4).to(of_map).requires_grad_()
         tokens = torch.randn(2, channels, 6).mT.to(dtype).requires_grad_()
-        start = 5 * torch.rand(2, 6, 2) - 0.5
+        start = (5 * torch.rand(2, 6, 2) - 0.5).requires_grad_()
         layers = nn.Linear(channels, 2).to(dtype), nn.Linear(2, channels).to(dtype)
         exact = copy.deepcopy(layers)
+        for layer in layers:  # values of another layout
+            layer.weight = nn.Parameter(layer.weight.detach().mT.contiguous().mT)
         results = []
         for run, inputs, (offset_layer, position_layer) in (
             (advance_by_kernel, (feat, start, tokens), layers),
             (
                 advance_by_parts,
-                (feat.double(), start.double(), tokens.double()),
+                [tensor.double() for tensor in (feat, start, tokens)],
                 [layer.double() for layer in exact],
             ),
         ):
             outs = run(*inputs, offset_layer, 0.7, position_layer)
-            wrt = [inputs[0], inputs[2], *offset_layer.parameters()]
-            wrt += position_layer.parameters()
+            wrt = [*inputs, *offset_layer.parameters(), *position_layer.parameters()]
             loss = outs[0] * torch.linspace(-1, 1, outs[0].numel()).view_as(outs[0])
             results.append([*outs, *torch.autograd.grad(loss.sum(), wrt)])
         for ours, right in zip(*results, strict=True):
             error = (ours.double() - right).norm() / right.norm()
-            assert error < (1e-5 if dtype == torch.float32 else 1e-2), error
+            assert error < (1e-5 if of_map == torch.float32 else 1e-2), error
 
 
 def check_iterations() -> None:
-    """A sampler with and without that kernel."""
-    for kwargs in ({}, dict(share_weights=True), dict(with_cp=True, num_iters=3)):
+    """A sampler with and without that kernel, also behind a frozen stem."""
+    for kwargs, trains_map in itertools.product(
+        ({}, dict(share_weights=True), dict(with_cp=True, num_iters=3)), (True, False)
+    ):
         sampler = ProgressiveSampling(12, 3, 24, num_points=(3, 2), **kwargs)
         sampler.kernel, sampler.offset_scale = 'triton', 0.6
         for layer in sampler.offset_layers:
             nn.init.normal_(layer.weight)
-        feat = torch.randn(2, 12, 9, 7, requires_grad=True)
+        feat = torch.randn(2, 12, 9, 7, requires_grad=trains_map)
         results = []
         for advances in (True, False):
             if not advances:
                 sampler._advances = lambda _: False
             assert sampler._advances(SampledMap.of(feat, 'triton')) == advances
             outs = sampler(feat)
-            wrt = [feat, *sampler.parameters()]
+            wrt = [*sampler.parameters(), *[feat] * trains_map]
             grads = torch.autograd.grad(outs.tokens.square().sum(), wrt)
-            results.append([outs.tokens, outs.points, outs.trajectory, *grads])
+            with torch.no_grad():
+                trajectory = sampler(feat).trajectory
+            results.append([outs.tokens, outs.trajectory, trajectory, *grads])
         for one, other in zip(*results, strict=True):
             assert (one - other).norm() <= 1e-4 * other.norm(), kwargs
         assert torch.equal(outs.points, outs.trajectory[:, -1])
@@ -447,7 +454,7 @@ if __name__ == '__main__':
 
 
 def test_where_kernels_sample(monkeypatch):
-    """Not float64, whose points they would round, nor in deterministic mode."""
+    """Not float64, whose points they would round, deterministic mode or torch.func."""
 
     def has(dtype: torch.dtype) -> bool:
         feat = types.SimpleNamespace(is_cuda=True, dtype=dtype)
@@ -458,6 +465,19 @@ def test_where_kernels_sample(monkeypatch):
         name = 'are_deterministic_algorithms_enabled'
         patch.setattr(torch, name, lambda: True)
         assert not has(torch.half)
+    found = []
+    torch.func.grad(lambda x: found.append(has(torch.half)) or x)(torch.ones(()))
+    assert found == [False]
+
+
+def test_gradients_of_layers_under_autocast():
+    """Compiled, backward passes are under autocast: no sum is in half precision."""
+    grad, inputs = torch.randn(2, 40, 5), torch.randn(2, 40, 3)
+    expected = torch.einsum('bnc,bni->ci', grad, inputs)
+    with torch.autocast('cpu', torch.bfloat16):
+        weight, bias = point_sampling._gradients(grad, inputs, torch.float32)
+    torch.testing.assert_close(weight, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(bias, grad.sum((0, 1)), atol=1e-4, rtol=1e-4)
 
 
 def test_points_of_a_half_map_are_single(monkeypatch):

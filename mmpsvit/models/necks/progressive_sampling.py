@@ -316,6 +316,9 @@ class ProgressiveSampling(BaseModule):
         """Whether one kernel does all that an iteration does before its layer."""
         if not sampled_map.advances or self.center_offsets:
             return False
+        # Without an in_proj, another number of channels is an error; not of the kernel.
+        if sampled_map.table.shape[-1] != self.embed_dims:
+            return False
         layers = (self.position_layer, *self.offset_layers)
         is_plain = all(is_untouched(layer, PointLinear) for layer in layers)
         return is_plain and isinstance(self.in_proj, nn.Identity)
@@ -356,19 +359,19 @@ class ProgressiveSampling(BaseModule):
             inputs, points, sampled_map = sampled_map.advance(
                 points, tokens, offset_layer, self.offset_scale, self.position_layer
             )
-            return self.layers[index](inputs), points, sampled_map
-        if offset_layer is not None:
-            offsets = offset_layer(tokens.to(points.dtype))
-            if self.center_offsets:
-                offsets = offsets - offsets.mean(dim=1, keepdim=True)
-            points = points.add(offsets, alpha=self.offset_scale)
-        samples, sampled_map = sampled_map.sample(points)
-        if not isinstance(self.in_proj, nn.Identity):
-            samples = self.in_proj(samples.to(sampled_map.feat_dtype))
-        # (x, y) over (W, H)
-        inputs = samples + self.position_layer(points.detach() / size)
-        if tokens is not None:
-            inputs = inputs + tokens
+        else:
+            if offset_layer is not None:
+                offsets = offset_layer(tokens.to(points.dtype))
+                if self.center_offsets:
+                    offsets = offsets - offsets.mean(dim=1, keepdim=True)
+                points = points.add(offsets, alpha=self.offset_scale)
+            samples, sampled_map = sampled_map.sample(points)
+            if not isinstance(self.in_proj, nn.Identity):
+                samples = self.in_proj(samples.to(sampled_map.feat_dtype))
+            # (x, y) over (W, H)
+            inputs = samples + self.position_layer(points.detach() / size)
+            if tokens is not None:
+                inputs = inputs + tokens
         return self.layers[index](inputs), points, sampled_map
 
 
