@@ -125,8 +125,6 @@ def test_recipe(name, drop, mixup, erases, decay):
     (ema,) = cfg.custom_hooks
     assert (ema.type, ema.ema_type) == ('EMAHook', 'mmpsvit.ForeachEMA')
     assert (ema.momentum, ema.update_buffers) == (4e-5, True)
-    loaders = (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader)
-    assert {loader.collate_fn.type for loader in loaders} == {'default_collate'}
     resize, crop = cfg.test_dataloader.dataset.pipeline[1:3]
     assert (resize.scale, resize.interpolation) == (256, 'bicubic')
     assert crop.crop_size == 224
@@ -335,3 +333,8 @@ def test_inheritance_by_package(name, tmp_path):
         assert any(registry.get(part['type']) for registry in known), part
     # It builds the data set, of which a child may name the type without a scope.
     assert cfg.train_cfg.get('_scope_') != 'mmpsvit'
+    images = [dict(inputs=torch.zeros(1))] * 512
+    alone = dict(num_workers=0, persistent_workers=False, batch_sampler=None)
+    for part in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = {**cfg[part], **alone, 'dataset': images}
+        next(iter(Runner.build_dataloader(loader)))

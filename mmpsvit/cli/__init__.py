@@ -195,18 +195,25 @@ def set_dataloader_defaults(
 ) -> None:
     """Fill in what the config's data loaders leave open.
 
-    MMEngine's default collate function serves images of all sizes, but MMPretrain's
-    self-supervision, whose samples are lists of views, takes its tool's.
+    A batch of MMPretrain's models is one tensor, as with its tool, and goes to the GPU
+    and is normalised as one. Other libraries' models take MMEngine's default, which
+    serves images of all sizes.
     """
     model = cfg.get('model') or {}
     preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor')
-    kinds = ('SelfSupDataPreprocessor', 'TwoNormDataPreprocessor')
-    has_views = type_name(preprocessor) in kinds
+    kind = type_name(preprocessor)
+    if not kind and type_name(model) == 'ImageClassifier':
+        kind = 'ClsDataPreprocessor'  # its default
+    stacks = kind in (
+        'ClsDataPreprocessor',
+        'SelfSupDataPreprocessor',
+        'TwoNormDataPreprocessor',
+    )
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name)
         if not isinstance(loader, dict):
             continue
-        if has_views:
+        if stacks:
             loader.setdefault('collate_fn', dict(type='default_collate'))
         if not pin_memory:
             loader.pin_memory = False

@@ -188,8 +188,10 @@ class CheckpointFitHook(Hook):
         self._end_watch()
         if isinstance(runner.model, FullyShardedDataParallel):
             return  # It puts each weight together only while it loads.
-        latest = find_latest_checkpoint(runner.work_dir) if runner._resume else None
-        name = self._name = runner._load_from or latest or '<loaded by a call>'
+        name = runner._load_from
+        if not name and runner._resume:
+            name = find_latest_checkpoint(runner.work_dir)
+        name = self._name = name or '<loaded by a call>'
         state = checkpoint.get('state_dict', checkpoint)
         if not any(isinstance(value, Tensor) for value in state.values()):
             raise CheckpointMisfitError(
@@ -217,6 +219,8 @@ class CheckpointFitHook(Hook):
             return
         runner.logger.warning(f'Not taken from {name}: {"; ".join(lines)}')
         if not runner._resume:  # which wants the average of each weight beside it
+            # EMAHook looks for each weight there; the state is the average already.
+            checkpoint.pop('ema_state_dict', None)
             for key in (*wanted, *unknown):
                 state.pop(key, None)
 

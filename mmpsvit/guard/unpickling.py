@@ -44,9 +44,11 @@ def load_weights(
             return torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         # Without PyTorch's advice to load the file in full.
-        found = re.search(r'GLOBAL (\S+)|WeightsUnpickler error: (.+)', str(error))
-        name, reason = found.groups() if found else (None, 'not written by torch.save')
-        reason = f'{name} is not allowed' if name else reason
+        reason = 'not written by torch.save'
+        if found := re.search(r'GLOBAL (\S+)', str(error)):
+            reason = f'{found[1]} is not allowed'
+        elif found := re.search(r'WeightsUnpickler error: (.+)', str(error)):
+            reason = found[1]
         raise pickle.UnpicklingError(reason) from None
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from torch import nn
+from torch.utils.data import DataLoader
 
 from mmpsvit.cli import (
     RunError,
@@ -105,19 +106,24 @@ def test_data_loaders_of_a_training(
     assert (loader.pin_memory, loader.persistent_workers) == expected
 
 
-@pytest.mark.parametrize('place', ['model', 'top'])
-def test_views_of_self_supervision_are_stacked(place):
+@pytest.mark.parametrize(
+    ('part', 'stacks'),
+    [
+        (dict(model=dict(data_preprocessor=dict(type='SelfSupDataPreprocessor'))), 1),
+        (dict(data_preprocessor=dict(type='mmpsvit.ClsDataPreprocessor')), 1),
+        (dict(model=dict(type='ImageClassifier'), data_preprocessor=dict(mean=1)), 1),
+        (dict(model=dict(data_preprocessor=dict(type='DetDataPreprocessor'))), 0),
+        (dict(model=dict(type='mmdet.RetinaNet')), 0),
+    ],
+)
+def test_batches_are_stacked(part, stacks):
     """As by MMPretrain's tool, unless the config says otherwise."""
-    part = dict(data_preprocessor=dict(type='mmpretrain.SelfSupDataPreprocessor'))
-    cfg = Config(dict(train_dataloader={}, val_dataloader=dict(collate_fn='mine')))
-    cfg.update(dict(model=part) if place == 'model' else part)
+    loaders = dict(train_dataloader={}, val_dataloader=dict(collate_fn='mine'))
+    cfg = Config({**loaders, **part})
     set_dataloader_defaults(cfg)
-    assert cfg.train_dataloader.collate_fn == dict(type='default_collate')
+    expected = dict(type='default_collate') if stacks else None
+    assert cfg.train_dataloader.get('collate_fn') == expected
     assert cfg.val_dataloader.collate_fn == 'mine'
-    cfg.pop('model' if place == 'model' else 'data_preprocessor')
-    cfg.train_dataloader.pop('collate_fn')
-    set_dataloader_defaults(cfg)
-    assert 'collate_fn' not in cfg.train_dataloader
 
 
 @pytest.mark.parametrize('kind', ['ImageClassifier', 'mine.Model'])
@@ -169,6 +175,11 @@ def test_failure_is_one_line_and_its_traceback_a_file(tmp_path):
     with pytest.raises(RunError) as caught, one_line_errors(cfg):
         raise AssertionError
     assert str(caught.value).startswith('AssertionError: raise AssertionError (')
+    # Of a worker's error, whose message is a traceback.
+    images = DataLoader([torch.zeros(1), torch.zeros(2)], batch_size=2, num_workers=1)
+    with pytest.raises(RunError) as caught, one_line_errors(cfg):
+        next(iter(images))
+    assert str(caught.value).startswith('RuntimeError: stack expects each tensor')
 
 
 @pytest.mark.parametrize('scope', ['mmpsvit.', ''])

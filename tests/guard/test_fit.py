@@ -58,7 +58,10 @@ class Vectors:
 @pytest.fixture
 def make(tmp_path):
     def make(
-        model: nn.Module, average: bool = False, validates: bool = False, **options
+        model: nn.Module,
+        average: bool | dict = False,
+        validates: bool = False,
+        **options,
     ) -> Runner:
         loader = dict(
             batch_size=2,
@@ -69,7 +72,7 @@ def make(tmp_path):
             options['val_dataloader'] = loader
         hooks = [CheckpointFitHook()]
         if average:
-            hooks.append(dict(type='EMAHook'))
+            hooks.append(dict(type='EMAHook') if average is True else average)
         return Runner(
             model,
             work_dir=str(tmp_path / 'work'),
@@ -125,6 +128,20 @@ def test_plain_weights(average, make, saved, tmp_path):
     runner.train()
     assert torch.equal(runner.model.head.weight, first.head.weight)
     assert warnings_of(tmp_path) == ''
+
+
+def test_average_beside_weights_of_which_some_do_not_fit(make, tmp_path):
+    """MMPretrain's EMAHook takes it from a checkpoint too, weight by weight."""
+    hook = dict(type='mmpretrain.EMAHook')
+    make(Model(classes=5), hook).train()
+    file = str(tmp_path / 'work' / 'epoch_1.pth')
+    saved = torch.load(file, weights_only=False)
+    assert 'module.head.weight' in saved['ema_state_dict']
+    runner = make(Model(), hook, load_from=file)
+    runner.train()
+    name = 'backbone.0.weight'
+    assert torch.equal(runner.model.state_dict()[name], saved['state_dict'][name])
+    assert 'head.weight has shape (5, 3)' in warnings_of(tmp_path)
 
 
 def test_training_stops_where_nothing_of_the_backbone_fits(make, saved):

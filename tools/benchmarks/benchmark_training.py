@@ -49,7 +49,13 @@ from mmpretrain.structures import DataSample
 from PIL import Image
 from torch.utils.data import Dataset
 
-from mmpsvit.cli import add_cfg_options, read_config, run_main, use_mixed_precision
+from mmpsvit.cli import (
+    add_cfg_options,
+    read_config,
+    run_main,
+    set_dataloader_defaults,
+    use_mixed_precision,
+)
 
 JPEG_SIZE = (500, 375)
 PHOTOGRAPHS = ('astronaut', 'chelsea', 'coffee', 'rocket')
@@ -143,8 +149,7 @@ def set_data(cfg: Config, args: argparse.Namespace, data: str, batch_size: int) 
         times = -(-length // args.images)
         loader.dataset = dict(type='RepeatDataset', dataset=images, times=times)
     loader.batch_size = batch_size
-    loader.pin_memory = args.device.type == 'cuda'
-    loader.persistent_workers = False
+    set_dataloader_defaults(cfg, persistent_workers=False)
 
 
 def build_runner(

@@ -43,13 +43,5 @@ train_pipeline = [
     dict(_scope_='mmpretrain', type='PackInputs'),
 ]
 
-# 8 GPUs of 64 make the paper's batch of 512. All images have one size, so that a batch
-# goes to the GPU and is normalised as one tensor, as with MMPretrain's tools.
-train_dataloader = dict(
-    batch_size=64,
-    dataset=dict(pipeline=train_pipeline),
-    collate_fn=dict(type='default_collate'),
-)
-
-val_dataloader = dict(collate_fn=dict(type='default_collate'))
-test_dataloader = val_dataloader
+# 8 GPUs of 64 make the paper's batch of 512.
+train_dataloader = dict(batch_size=64, dataset=dict(pipeline=train_pipeline))

@@ -401,10 +401,12 @@ def resolve_arch(arch: str | dict, arch_zoo: dict[str, dict]) -> dict:
         'stem_channels': (256, arch['embed_dims']),
         **arch,
     }
-    if not arch['stem_channels'] or arch['stem_channels'][-1] != arch['embed_dims']:
+    channels = arch['stem_channels']
+    is_sequence = isinstance(channels, Sequence) and len(channels) > 0
+    if not is_sequence or channels[-1] != arch['embed_dims']:
         raise ValueError(
-            'arch.stem_channels must end with arch.embed_dims = '
-            f'{arch["embed_dims"]}, got {arch["stem_channels"]}'
+            'arch.stem_channels must be a sequence that ends with arch.embed_dims = '
+            f'{arch["embed_dims"]}, got {channels}'
         )
     if arch['embed_dims'] % arch['num_heads']:
         raise ValueError(
