@@ -4,6 +4,9 @@
 They read the map as it is, where mmcv's kernel needs a copy in float32. Points,
 weights, samples and all sums are float32. A program is one point; maps are tables of
 pixels, (B, H, W, C), contiguous.
+
+With ``tokens`` they also move the points, and with a place for the ``moved`` points
+embed them: what an iteration of progressive sampling does before its transformer layer.
 """
 
 import torch
