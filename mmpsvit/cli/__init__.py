@@ -200,15 +200,10 @@ def set_dataloader_defaults(
     serves images of all sizes.
     """
     model = cfg.get('model') or {}
-    preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor')
-    kind = type_name(preprocessor)
-    if not kind and type_name(model) == 'ImageClassifier':
-        kind = 'ClsDataPreprocessor'  # its default
-    stacks = kind in (
-        'ClsDataPreprocessor',
-        'SelfSupDataPreprocessor',
-        'TwoNormDataPreprocessor',
-    )
+    model = model.get('module', model)  # below test-time augmentation
+    scope, dot, _ = str(model.get('type')).partition('.')
+    scope = scope if dot else cfg.get('default_scope')
+    stacks = scope == 'mmpretrain' or type_name(model) == 'ImageClassifier'
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name)
         if not isinstance(loader, dict):

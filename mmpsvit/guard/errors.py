@@ -1,6 +1,7 @@
 # Copyright (c) mmpsvit contributors.
 """Errors in words."""
 
+import re
 import traceback
 
 
@@ -11,8 +12,9 @@ class DataError(RuntimeError):
 def one_line(error: BaseException) -> str:
     """An exception's type and message, or failed assertion, without line breaks."""
     message = str(error)
-    if message.startswith('Caught ') and 'in DataLoader worker' in message:
-        return message.strip().split('\n')[-1]  # of the worker's traceback
+    # What ends the traceback that is the message of a data worker's error.
+    if found := re.search(r'Original Traceback.*\n  File .*?\n(\S.*)', message, re.S):
+        return ' '.join(found[1].split())
     if not message and error.__traceback__:
         message = traceback.extract_tb(error.__traceback__)[-1].line or ''
     return f'{type(error).__name__}: {" ".join(message.split())}'

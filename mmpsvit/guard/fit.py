@@ -218,11 +218,21 @@ class CheckpointFitHook(Hook):
         if not lines:
             return
         runner.logger.warning(f'Not taken from {name}: {"; ".join(lines)}')
-        if not runner._resume:  # which wants the average of each weight beside it
-            # EMAHook looks for each weight there; the state is the average already.
-            checkpoint.pop('ema_state_dict', None)
+        if runner._resume:  # It wants the average of each weight beside it.
+            return
+        # What is missing stays as it is. EMAHook's copy takes it from here too: it was
+        # made before the weights were initialised.
+        own = model.state_dict()
+        kept = {key: own[key] for key in wanted if key in own}
+        if not own.keys() >= state.keys() - set(unknown):
+            kept = {}  # The model renames what it loads.
+        states = {'': state}
+        if 'ema_state_dict' in checkpoint:
+            states['module.'] = checkpoint['ema_state_dict']
+        for prefix, weights in states.items():
             for key in (*wanted, *unknown):
-                state.pop(key, None)
+                weights.pop(prefix + key, None)
+            weights.update({prefix + key: value for key, value in kept.items()})
 
     def before_train(self, runner: Runner) -> None:
         """From now on, what is missing is trained."""

@@ -109,11 +109,12 @@ def test_data_loaders_of_a_training(
 @pytest.mark.parametrize(
     ('part', 'stacks'),
     [
-        (dict(model=dict(data_preprocessor=dict(type='SelfSupDataPreprocessor'))), 1),
-        (dict(data_preprocessor=dict(type='mmpsvit.ClsDataPreprocessor')), 1),
-        (dict(model=dict(type='ImageClassifier'), data_preprocessor=dict(mean=1)), 1),
-        (dict(model=dict(data_preprocessor=dict(type='DetDataPreprocessor'))), 0),
-        (dict(model=dict(type='mmdet.RetinaNet')), 0),
+        (dict(default_scope='mmpretrain', model=dict(type='SimCLR')), True),
+        (dict(model=dict(type='mmpretrain.SimCLR')), True),
+        (dict(model=dict(type='ImageClassifier')), True),
+        (dict(model=dict(type='TTA', module=dict(type='ImageClassifier'))), True),
+        (dict(default_scope='mmdet', model=dict(type='RetinaNet')), False),
+        (dict(default_scope='mmpretrain', model=dict(type='mmdet.RetinaNet')), False),
     ],
 )
 def test_batches_are_stacked(part, stacks):
@@ -165,6 +166,16 @@ class Detector(nn.Module):
         assert isinstance(features, list)
 
 
+class Broken:
+    """A data set that cannot be read."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int):
+        raise ValueError('first\n  second')
+
+
 def test_failure_is_one_line_and_its_traceback_a_file(tmp_path):
     cfg = Config(dict(work_dir=str(tmp_path)))
     with pytest.raises(RunError) as caught, one_line_errors(cfg):
@@ -176,10 +187,9 @@ def test_failure_is_one_line_and_its_traceback_a_file(tmp_path):
         raise AssertionError
     assert str(caught.value).startswith('AssertionError: raise AssertionError (')
     # Of a worker's error, whose message is a traceback.
-    images = DataLoader([torch.zeros(1), torch.zeros(2)], batch_size=2, num_workers=1)
     with pytest.raises(RunError) as caught, one_line_errors(cfg):
-        next(iter(images))
-    assert str(caught.value).startswith('RuntimeError: stack expects each tensor')
+        next(iter(DataLoader(Broken(), num_workers=1)))
+    assert str(caught.value).startswith('ValueError: first second (traceback')
 
 
 @pytest.mark.parametrize('scope', ['mmpsvit.', ''])

@@ -144,6 +144,52 @@ def test_average_beside_weights_of_which_some_do_not_fit(make, tmp_path):
     assert 'head.weight has shape (5, 3)' in warnings_of(tmp_path)
 
 
+class Twos(Model):
+    """Its head begins with twos."""
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        nn.init.constant_(self.head.weight, 2.0)
+
+
+@pytest.mark.parametrize('average', [True, dict(type='mmpretrain.EMAHook')])
+def test_average_of_what_is_missing(average, make, saved):
+    """It is that of the initial weights, which EMAHook's copy has not."""
+    file = saved(Model(classes=5), **{'teacher': torch.ones(1)})
+    checkpoint = torch.load(file)
+    if average is not True:
+        state = {f'module.{k}': v + 1 for k, v in checkpoint['state_dict'].items()}
+        checkpoint['ema_state_dict'] = dict(state, steps=torch.tensor(3))
+        torch.save(checkpoint, file)
+    runner = make(Twos(), average, load_from=file)
+    runner.train()
+    (hook,) = (h for h in runner.hooks if type(h).__name__ == 'EMAHook')
+    for model in (runner.model, hook.ema_model.module):
+        assert (model.head.weight == 2).all()
+        backbone = checkpoint['state_dict']['backbone.0.weight']
+        assert torch.equal(model.backbone[0].weight, backbone)
+
+
+def test_test_of_the_weights_beside_the_average(make, saved):
+    """Also where the file has weights that the model does not know."""
+    file = saved(Model(), **{'teacher': torch.ones(1)})
+    checkpoint = torch.load(file)
+    state = {f'module.{k}': v + 1 for k, v in checkpoint['state_dict'].items()}
+    checkpoint['ema_state_dict'] = dict(state, steps=torch.tensor(3))
+    torch.save(checkpoint, file)
+    hook = dict(type='mmpretrain.EMAHook', evaluate_on_ema=False)
+    runner = make(Model(), hook | dict(evaluate_on_origin=True), load_from=file)
+    runner.test()
+    assert torch.equal(runner.model.head.weight, state['module.head.weight'])
+
+
+def test_latest_checkpoint_is_looked_for_where_none_is_named(make, saved, monkeypatch):
+    monkeypatch.setattr('mmpsvit.guard.fit.find_latest_checkpoint', pytest.fail)
+    file = saved(Model(classes=5))
+    with pytest.raises(CheckpointMisfitError, match='first'):
+        make(Model(), load_from=file, resume=True).train()
+
+
 def test_training_stops_where_nothing_of_the_backbone_fits(make, saved):
     other = nn.ModuleDict(dict(trunk=nn.Linear(3, 3), head=nn.Linear(3, 2)))
     with pytest.raises(CheckpointMisfitError, match=r'first\.pth does not fit'):

@@ -402,10 +402,10 @@ def resolve_arch(arch: str | dict, arch_zoo: dict[str, dict]) -> dict:
         **arch,
     }
     channels = arch['stem_channels']
-    is_sequence = isinstance(channels, Sequence) and len(channels) > 0
-    if not is_sequence or channels[-1] != arch['embed_dims']:
+    is_list = isinstance(channels, list | tuple) and len(channels) > 0
+    if not is_list or channels[-1] != arch['embed_dims']:
         raise ValueError(
-            'arch.stem_channels must be a sequence that ends with arch.embed_dims = '
+            'arch.stem_channels must be a list that ends with arch.embed_dims = '
             f'{arch["embed_dims"]}, got {channels}'
         )
     if arch['embed_dims'] % arch['num_heads']:
