@@ -38,15 +38,14 @@ def sample_points(feat: Tensor, points: Tensor, kernel: str = 'mmcv') -> Tensor:
     """Sample a feature map bilinearly at points, with zeros outside the map.
 
     Value and gradients (to ``feat`` and to ``points``) are exact everywhere,
-    the border strip included. On CUDA, in single or half precision and unless PyTorch
-    is in deterministic mode, this runs a kernel; otherwise, or where there is none,
+    the border strip included. On CUDA, in single or half precision, this runs a kernel;
+    where there is none, in PyTorch's deterministic mode and under ``torch.func``,
     PyTorch's own operators. ``torch.onnx.export`` finds ``F.grid_sample`` here, which
     is one operator of ONNX.
 
     There are first derivatives only, also through ``torch.func.grad``: the backward
     pass of a gradient (a gradient penalty, a Hessian) raises a RuntimeError or its
-    subclass NotImplementedError. ``torch.func`` takes PyTorch's operators, not the
-    kernels.
+    subclass NotImplementedError.
 
     Args:
         feat (Tensor): Feature map of shape (B, C, H, W), finite: a point outside may

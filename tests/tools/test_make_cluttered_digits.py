@@ -108,7 +108,7 @@ def test_finished_data_set_is_left_alone(dataset):
 
     before = times()
     output = run(dataset)
-    assert output.count('\n') == 1 and 'complete already' in output
+    assert output.count('\n') == 1 and 'made already' in output
     assert times() == before
 
 

@@ -238,12 +238,15 @@ def parse_args() -> tuple[Path, Settings]:
 
 
 def main() -> None:
-    """Make the data set, or those splits that are missing."""
+    """Make the data set, or those splits that are missing.
+
+    The images of a split that has been made are not looked at.
+    """
     out, settings = parse_args()
     claim_folder(out, asdict(settings))
     counts = {'train': settings.num_train, 'val': settings.num_val}
     changed = [make_split(out / split, counts[split], settings) for split in SPLITS]
-    state = 'is complete' if any(changed) else 'was complete already'
+    state = 'is complete' if any(changed) else 'was made already'
     print(f'{out} {state}: {settings.num_train} train, {settings.num_val} val images')
 
 
