@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmpsvit import ProgressiveSampling, SampledTokens
-from mmpsvit.ops import point_sampling
+from mmpsvit.ops import sampled_map as module_of_map
 
 SMALL = dict(embed_dims=24, num_heads=3, feedforward_channels=48)
 
@@ -249,7 +249,7 @@ def test_offsets_of_a_half_network(dtype):
 
 def test_kernel_is_asked_for(monkeypatch):
     asked = []
-    monkeypatch.setattr(point_sampling, '_has_kernel', lambda feat, k: asked.append(k))
+    monkeypatch.setattr(module_of_map, '_has_kernel', lambda feat, k: asked.append(k))
     ProgressiveSampling(**SMALL, kernel='triton')(torch.zeros(1, 24, 8, 8))
     assert asked == ['triton']
 

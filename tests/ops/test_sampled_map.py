@@ -22,7 +22,8 @@ from torch.autograd import gradcheck
 from torch.utils.checkpoint import checkpoint
 
 from mmpsvit.models import ProgressiveSampling
-from mmpsvit.ops import SampledMap, kernels, point_sampling, sample_points
+from mmpsvit.ops import SampledMap, kernels, sample_points
+from mmpsvit.ops import sampled_map as module_of_map
 
 
 def as_grid_sample(value, shapes, starts, locations, weights) -> tuple:
@@ -69,7 +70,7 @@ def stand_in(monkeypatch):
         ms_deform_attn_forward=forward_of_mmcv, ms_deform_attn_backward=backward
     )
     monkeypatch.setattr(kernels, '_mmcv', lambda: module)
-    monkeypatch.setattr(point_sampling, '_has_kernel', lambda *_: True)
+    monkeypatch.setattr(module_of_map, '_has_kernel', lambda *_: True)
     return buffers
 
 
@@ -130,7 +131,7 @@ def test_kernel_equals_operators(count, width, images_per_call, stand_in, monkey
     fitting = images_per_call * largest + largest - 1
     monkeypatch.setattr(kernels, 'MAX_ELEMENTS', fitting)
     ours = gradients(by_map, *data)
-    monkeypatch.setattr(point_sampling, '_has_kernel', lambda *_: False)
+    monkeypatch.setattr(module_of_map, '_has_kernel', lambda *_: False)
     # Outside the map, the stand-in's gradients are those of F.grid_sample: the same.
     assert_all_close(ours, gradients(by_map, *data), atol=1e-12, rtol=0)
 
@@ -285,10 +286,10 @@ def test_one_warning_without_cuda_ops(monkeypatch):
     try:
         feat = types.SimpleNamespace(is_cuda=True, dtype=torch.float32)
         with pytest.warns(UserWarning, match='no compiled CUDA ops'):
-            assert not point_sampling._has_kernel(feat, 'mmcv')
+            assert not module_of_map._has_kernel(feat, 'mmcv')
         with warnings.catch_warnings():
             warnings.simplefilter('error')
-            assert not point_sampling._has_kernel(feat, 'mmcv')
+            assert not module_of_map._has_kernel(feat, 'mmcv')
     finally:
         kernels._look_for_mmcv.cache_clear()
 
@@ -336,7 +337,7 @@ def test_triton_kernels_compile_for_hopper(absent, dtype, tmp_path, monkeypatch)
 
 
 def check_triton_kernels() -> None:
-    point_sampling._has_kernel = lambda feat, _: feat.dtype != torch.float64
+    module_of_map._has_kernel = lambda feat, _: feat.dtype != torch.float64
     _, points = inputs(dtype=torch.float32)
     points = points.detach()
     points[0, 0, 0] = torch.nan
@@ -458,7 +459,7 @@ def test_where_kernels_sample(monkeypatch):
 
     def has(dtype: torch.dtype) -> bool:
         feat = types.SimpleNamespace(is_cuda=True, dtype=dtype)
-        return point_sampling._has_kernel(feat, 'triton')
+        return module_of_map._has_kernel(feat, 'triton')
 
     assert has(torch.half) and has(torch.float32) and not has(torch.float64)
     with monkeypatch.context() as patch:
@@ -475,12 +476,12 @@ def test_gradients_of_layers_under_autocast():
     grad, inputs = torch.randn(2, 40, 5), torch.randn(2, 40, 3)
     expected = torch.einsum('bnc,bni->ci', grad, inputs)
     with torch.autocast('cpu', torch.bfloat16):
-        weight, bias = point_sampling._gradients(grad, inputs, torch.float32)
+        weight, bias = module_of_map._gradients(grad, inputs, torch.float32)
     torch.testing.assert_close(weight, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(bias, grad.sum((0, 1)), atol=1e-4, rtol=1e-4)
 
 
 def test_points_of_a_half_map_are_single(monkeypatch):
-    monkeypatch.setattr(point_sampling, '_has_kernel', lambda *_: True)
+    monkeypatch.setattr(module_of_map, '_has_kernel', lambda *_: True)
     half = torch.zeros(1, 2, 3, 3).half()
     assert SampledMap.of(half, 'triton').dtype == torch.float32
