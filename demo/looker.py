@@ -139,10 +139,10 @@ class Looker:
         first = [self.checkpoint] if self.checkpoint else []
         return list(dict.fromkeys([*first, *found]))
 
-    def examples(self, count: int = 6) -> list[str]:
+    def examples(self) -> list[str]:
         """Images of the generated digits, if there are any."""
         found = find_files(self.root / DEMO_IMAGES, '*.png')
-        return [str(found[index]) for index in spread_indices(len(found), count)]
+        return [str(found[index]) for index in spread_indices(len(found), 6)]
 
     def look(
         self,
@@ -361,7 +361,7 @@ def distinct(labels: list[int], classes: list[str]) -> Iterator[str]:
         yield f'{name} ({label})' if names.count(name) > 1 else name
 
 
-def one_line(error: Exception, limit: int = 300) -> str:
+def one_line(error: Exception) -> str:
     """An error's text on one line, without the full stop at its end."""
     text = ' '.join(str(error).split()) or type(error).__name__
-    return text[:limit].rstrip('.')
+    return text[:300].rstrip('.')

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -259,19 +259,15 @@ def set_test_precision(cfg: Config, dtype: str | None = None) -> None:
         torch.set_autocast_gpu_dtype(getattr(torch, dtype))
 
 
-def build_runner(cfg: Config, must_fit: Sequence[str] | None = None) -> Runner:
+def build_runner(cfg: Config) -> Runner:
     """Build a config's runner, distributed also without a GPU.
 
     It gets :class:`CheckpointFitHook` and :class:`DataHook`, unless the config has
     them. They do not get into the config that MMEngine writes into the work dir.
-
-    Args:
-        cfg (Config): The config.
-        must_fit (Sequence[str], optional): As in :class:`CheckpointFitHook`.
     """
     prepare_distributed(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    for hook in (CheckpointFitHook(must_fit), DataHook()):
+    for hook in (CheckpointFitHook(), DataHook()):
         if not any(isinstance(other, type(hook)) for other in runner.hooks):
             runner.register_hook(hook)
     return runner

@@ -22,9 +22,6 @@ class CompileHook(Hook):
         module (str): Name of the module in the model, below the wrappers of
             distributed trainings. Defaults to 'backbone'.
         **kwargs: As for ``torch.compile``, such as ``mode`` and ``dynamic``.
-
-    Raises:
-        ValueError: When the training starts, if the model has no such module.
     """
 
     def __init__(self, module: str = 'backbone', **kwargs) -> None:
@@ -33,13 +30,4 @@ class CompileHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Compile; PyTorch does it at the first call."""
-        model = unwrap(runner.model)
-        try:
-            module = model.get_submodule(self.module)
-        except AttributeError as error:
-            names = ', '.join(name for name, _ in model.named_children())
-            raise ValueError(
-                f'CompileHook: {type(model).__name__} has no module {self.module!r}; '
-                f'its modules are {names}'
-            ) from error
-        module.compile(**self.kwargs)
+        unwrap(runner.model).get_submodule(self.module).compile(**self.kwargs)

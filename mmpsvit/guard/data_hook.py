@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from mmpsvit.registry import HOOKS
 
 from .errors import DataError
-from .fit import unwrap
+from .fit import shorten, unwrap
 
 # What PyTorch's cross entropy ignores.
 _IGNORED = -100
@@ -125,14 +125,14 @@ def _remarks(runner: Runner) -> Iterator[str]:
             hidden = [name for name in folders if name.startswith('.')]
             if hidden:
                 yield (
-                    f'hidden folders of {place} count as classes: {_some(hidden)}; '
+                    f'hidden folders of {place} count as classes: {shorten(hidden)}; '
                     'remove them'
                 )
             other = [n for n in folders if numbers.get(n, folders[n]) != folders[n]]
             if other:
                 yield (
                     f'class folders of {place} have other numbers than those of the '
-                    f'same names before: {_some(other)}. Scores will be wrong; the '
+                    f'same names before: {shorten(other)}. Scores will be wrong; the '
                     'same folders in each data set, or empty ones, mend it'
                 )
             numbers = folders | numbers
@@ -149,9 +149,3 @@ def leaf_datasets(dataset: Dataset) -> Iterator[Dataset]:
         yield from leaf_datasets(part)
     if not parts:
         yield dataset
-
-
-def _some(names: list[str]) -> str:
-    """The first of some names, and how many there are."""
-    more = f', ... ({len(names)} in all)' if len(names) > 5 else ''
-    return ', '.join(names[:5]) + more

@@ -7,19 +7,19 @@ import torch
 import torch.utils.checkpoint as cp
 from mmcv.cnn.bricks import DropPath as MMCVDropPath
 from mmcv.cnn.bricks.transformer import FFN
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, weight_init
 from mmpretrain.models.utils import (
     MultiheadAttention,
     SwiGLUFFNFused,
     build_norm_layer,
 )
 from packaging.version import Version
-from torch import Tensor, nn
+from torch import Tensor
 
-# The initial values of PS-ViT: truncated normal. PyTorch and MMEngine truncate at -2
-# and 2 by default, 100 standard deviations. Their draws are erfinv(uniform(-1, 1)),
-# which is -inf once in 2**24 draws: a network of 20 million weights would start with a
-# weight of -2. Six standard deviations change nothing else.
+# The initial values of PS-ViT: truncated normal. MMEngine truncates at -2 and 2 by
+# default, 100 standard deviations. Its draws are erfinv(uniform(-1, 1)), which is -inf
+# once in 2**24 draws: a network of 20 million weights would start with a weight of -2.
+# Six standard deviations change nothing else.
 _STD = 0.02
 _BOUND = 6 * _STD
 LINEAR_INIT = dict(type='TruncNormal', layer='Linear', std=_STD, a=-_BOUND, b=_BOUND)
@@ -31,7 +31,7 @@ _FUSED_BFLOAT16_ATTENTION_IS_SAFE = Version(torch.__version__) >= Version('2.2')
 
 def trunc_normal_(tensor: Tensor) -> Tensor:
     """Fill a tensor in place with the initial values of PS-ViT's weights."""
-    return nn.init.trunc_normal_(tensor, std=_STD, a=-_BOUND, b=_BOUND)
+    return weight_init.trunc_normal_(tensor, std=_STD, a=-_BOUND, b=_BOUND)
 
 
 def _safe_kernels(x: Tensor) -> AbstractContextManager:

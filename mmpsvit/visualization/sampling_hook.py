@@ -1,9 +1,8 @@
 # Copyright (c) mmpsvit contributors.
 """Pictures of where a network looks, while it trains."""
 
-import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from mmengine.dist import is_main_process
@@ -94,10 +93,8 @@ class SamplingVisualizationHook(Hook):
         model = unwrap(runner.model)
         dataset = runner.val_dataloader.dataset
         classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
-        with (
-            _restored_random_state(),
-            autocast(enabled=getattr(runner.val_loop, 'fp16', False)),
-        ):
+        random_state = get_random_state()
+        with autocast(enabled=getattr(runner.val_loop, 'fp16', False)):
             if not self._items:
                 # Kept, so that a pipeline with random steps shows the same images too.
                 self._items = [
@@ -108,6 +105,7 @@ class SamplingVisualizationHook(Hook):
             sampled = sample_images(
                 model, copy.deepcopy(self._items), self._channels, classes
             )
+        set_random_state(random_state)
 
         step = _step(runner)
         panels = [(each.image, each.trajectory, each.title) for each in sampled]
@@ -181,13 +179,3 @@ def _step(runner: Runner) -> int:
     if isinstance(loop, IterBasedTrainLoop) or not by_epoch:
         return runner.iter
     return runner.epoch
-
-
-@contextlib.contextmanager
-def _restored_random_state() -> Iterator[None]:
-    """Restore the random state of Python, NumPy and PyTorch afterwards."""
-    state = get_random_state()
-    try:
-        yield
-    finally:
-        set_random_state(state)

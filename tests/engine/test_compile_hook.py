@@ -89,13 +89,3 @@ def test_backbone_below_the_wrapper_of_ddp():
         assert model.module.backbone.layers.weight.grad is not None
     finally:
         distributed.destroy_process_group()
-
-
-def test_module_that_there_is_not():
-    hook = CompileHook('backbone.stem')
-    message = (
-        "CompileHook: Model has no module 'backbone.stem'; its modules are "
-        'backbone, head'
-    )
-    with pytest.raises(ValueError, match=message):
-        hook.before_train(SimpleNamespace(model=Model()))

@@ -7,8 +7,7 @@ import pytest
 import torch
 from dispatch import Operators
 from mmengine.config import ConfigDict
-from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
-from mmengine.optim.optimizer import amp_optimizer_wrapper
+from mmengine.optim import build_optim_wrapper
 from stack import needs_new_torch
 from torch import nn
 
@@ -225,18 +224,6 @@ def test_config_of_mmengine():
             wrapper_.update_params(network_(torch.ones(2, 3)).square().mean())
     assert_equal(model, reference)
     assert len(wrapper.get_lr()['lr']) == len(expected.get_lr()['lr'])
-
-
-def test_in_mixed_precision_without_a_loss_scale(monkeypatch):
-    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
-    model, reference = network(), network()
-    optimizer = AdamW(groups(model))
-    wrapper = AmpOptimWrapper(loss_scale=dict(enabled=False), optimizer=optimizer)
-    wrapper.update_params(model(torch.ones(2, 3)).square().mean())
-    expected = torch.optim.AdamW(groups(reference))
-    reference(torch.ones(2, 3)).square().mean().backward()
-    expected.step()
-    assert_equal(model, reference)
 
 
 @pytest.mark.cuda

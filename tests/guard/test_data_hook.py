@@ -206,7 +206,7 @@ def test_valid_neighbours_pass_in_silence(name, train, folder):
 def test_folders_with_other_numbers(train, folder):
     shutil.rmtree(folder / 'val' / 'circle')
     remark = train()
-    assert 'have other numbers than those of the same names before: square, star' in (
+    assert 'have other numbers than those of the same names before: square; star' in (
         remark
     )
 

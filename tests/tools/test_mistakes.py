@@ -120,7 +120,6 @@ def test_text_in_a_checkpoint_is_not_run(small, trained, run_here, tmp_path):
     [
         ('train.py', ['nowhere.py'], 'argument config: nowhere.py does not exist'),
         ('train.py', ['CONFIG', '--resume', 'no.pth'], 'argument --resume: no.pth'),
-        ('train.py', ['CONFIG', '--auto-scale-lr'], 'argument --auto-scale-lr'),
         ('train.py', ['CONFIG', '--launcher', 'x'], 'argument --launcher: invalid'),
         ('test.py', ['CONFIG', 'no.pth'], 'argument checkpoint: no.pth'),
         ('test.py', ['CONFIG', 'SELF', '--out', 'x.txt'], 'argument --out: metrics'),

@@ -6,9 +6,6 @@ import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
-from mmengine.config import Config
-
 TOOLS = Path(find_spec('mmpretrain').origin).parent / '.mim' / 'tools'
 # What each command writes.
 RESULTS = {
@@ -44,16 +41,3 @@ def test_commands_of_the_page(trained, small, root, run_tool, tmp_path):
         env = dict([variable.strip().split('=')] if variable else [])
         run_tool(script, *words, **env)
         assert list(tmp_path.glob(RESULTS[tool])), tool
-
-
-def test_default_stage_of_the_sampler_as_a_neck(root):
-    """What docs/features.md says of FeatureExtractor."""
-    from mmpretrain import FeatureExtractor
-
-    cfg = Config.fromfile(root / 'configs' / 'psvit' / 'neck' / 'resnet18_ps14.py')
-    extractor = FeatureExtractor(cfg, pretrained=False, device='cpu')
-    image = next((root / 'docs' / 'images').glob('*.png'))
-    with pytest.raises(TypeError):
-        extractor(str(image))
-    (features,) = extractor(str(image), stage='pre_logits')
-    assert features.shape == (192,)
