@@ -52,12 +52,8 @@ class ForeachEMA(ExponentialMovingAverage):
                 average.copy_(source)
         elif steps % self.interval == 0:
             # `.half()` and the like change a parameter that stays the same object.
-            sources = [
-                source
-                if source.dtype == average.dtype and source.device == average.device
-                else source.to(average)
-                for average, source in zip(self._averages, self._sources, strict=True)
-            ]
+            pairs = zip(self._averages, self._sources, strict=True)
+            sources = [source.to(average) for average, source in pairs]
             torch._foreach_lerp_(self._averages, sources, self.momentum)
         for average, source in self._synchronised:
             average.copy_(source)

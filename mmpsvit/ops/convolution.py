@@ -82,7 +82,8 @@ def conv7_as_conv4(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def _conv_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which a convolution of ``x`` computes."""
-    if not x.is_cuda or not torch.is_autocast_enabled():
+    is_cast = x.is_cuda and x.dtype != torch.float64 and torch.is_autocast_enabled()
+    if not is_cast:
         return x.dtype
     return torch.get_autocast_gpu_dtype()
 
@@ -91,6 +92,8 @@ def _fuses(*tensors: Tensor) -> bool:
     """Whether cuDNN's fused convolution, which has no gradient, takes these tensors."""
     x = tensors[0]
     if not x.is_cuda or torch.version.cuda is None or not torch.backends.cudnn.enabled:
+        return False
+    if torch.onnx.is_in_onnx_export():  # which does not know the operator
         return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False

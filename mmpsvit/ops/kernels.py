@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-# The kernel addresses the elements of one call with 32-bit integers.
-MAX_ELEMENTS = 2**31 - 1
+# The kernel addresses the elements of one call with 32-bit integers, also in the last
+# step of its loop, which goes beyond them by up to 4096 blocks of 512 threads.
+MAX_ELEMENTS = 2**31 - 2**21
 
 
 @torch.compiler.assume_constant_result
@@ -107,13 +108,6 @@ def empty_samples(table: Tensor, points: Tensor) -> Tensor:
     return points.new_empty(*points.shape[:2], table.shape[-1])
 
 
-def empty_point_gradients(
-    grad: Tensor, table: Tensor, points: Tensor, grad_table: Tensor
-) -> Tensor:
-    """What the gradients of points look like."""
-    return torch.empty_like(points)
-
-
 @operator('sample_with_mmcv', empty_samples)
 def sample_with_mmcv(table: Tensor, points: Tensor) -> Tensor:
     """Sample with deformable attention: 1 head, 1 level, 1 point, weight 1.
@@ -134,7 +128,14 @@ def sample_with_mmcv(table: Tensor, points: Tensor) -> Tensor:
     return samples[0] if len(samples) == 1 else torch.cat(samples)
 
 
-@operator('sample_with_mmcv_backward', empty_point_gradients, ('grad_table',))
+def _empty_point_gradients(
+    grad: Tensor, table: Tensor, points: Tensor, grad_table: Tensor
+) -> Tensor:
+    """What the gradients of points look like."""
+    return torch.empty_like(points)
+
+
+@operator('sample_with_mmcv_backward', _empty_point_gradients, ('grad_table',))
 def sample_with_mmcv_backward(
     grad: Tensor, table: Tensor, points: Tensor, grad_table: Tensor
 ) -> Tensor:

@@ -1,7 +1,6 @@
 # Copyright (c) mmpsvit contributors.
 """A feature map on its way through several samplings, by a kernel if there is one."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -58,7 +57,7 @@ class SampledMap(NamedTuple):
         if kernel not in KERNELS:
             raise ValueError(f'kernel must be one of {KERNELS}, got {kernel!r}')
         chosen = kernel if _has_kernel(feat, kernel) else None
-        dtype = torch.float64 if feat.dtype == torch.float64 else torch.float32
+        dtype = torch.promote_types(feat.dtype, torch.float32)
         if chosen == 'triton':
             dtype = feat.dtype
         collects = chosen and torch.is_grad_enabled() and feat.requires_grad
@@ -127,18 +126,23 @@ class SampledMap(NamedTuple):
             position layer's weights, the moved points, detached, and the map for the
             next sampling.
         """
-        weights = (None, None)
+        offset = (None, None)
         if offset_layer is not None:
-            weights = offset_layer.weight.contiguous(), offset_layer.bias
+            offset = _weights(offset_layer)
             tokens = tokens.contiguous()
-        args = (self.table, points.contiguous(), tokens, *weights, scale)
-        args = (*args, position_layer.weight.contiguous(), position_layer.bias)
+        args = (self.table, points.contiguous(), tokens, *offset, scale)
+        args = (*args, *_weights(position_layer))
         if not torch.is_grad_enabled():
             from .triton_kernels import advance_with_triton
 
             return *advance_with_triton(*args), self
         inputs, moved, slot = _Advance.apply(self.table, self.slot, *args[1:])
         return inputs, moved, self._replace(slot=slot)
+
+
+def _weights(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer, contiguous."""
+    return layer.weight.contiguous(), layer.bias.contiguous()
 
 
 def _has_kernel(feat: Tensor, kernel: str) -> bool:
@@ -152,7 +156,9 @@ def _has_kernel(feat: Tensor, kernel: str) -> bool:
     # They do not take the tensors of torch.func.
     if torch._C._are_functorch_transforms_active():
         return False
-    return kernel == 'triton' or kernels.has_mmcv()
+    if kernel == 'triton':
+        return True
+    return feat.shape[1:].numel() <= kernels.MAX_ELEMENTS and kernels.has_mmcv()
 
 
 def _operators(kernel: str) -> tuple:
@@ -168,14 +174,9 @@ def _operators(kernel: str) -> tuple:
     )
 
 
-def _new_slot(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A tensor that takes no memory, and whose values nobody reads."""
-    return like.new_empty((), dtype=dtype).expand(shape)
-
-
 def _passed_on(slot: Tensor | None) -> Tensor | None:
-    """The slot for the next sampling."""
-    return None if slot is None else _new_slot(slot, slot.shape, slot.dtype)
+    """The slot for the next sampling: no memory, and values that nobody reads."""
+    return None if slot is None else slot.new_empty(()).expand_as(slot)
 
 
 class _Slot(Function):
@@ -185,9 +186,8 @@ class _Slot(Function):
     def forward(ctx, feat: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.dtype = feat.dtype
-        batch, channels, height, width = feat.shape
         dtype = torch.promote_types(feat.dtype, torch.float32)
-        return _new_slot(feat, (batch, height, width, channels), dtype)
+        return feat.new_empty((), dtype=dtype).expand(feat.permute(0, 2, 3, 1).shape)
 
     @staticmethod
     @once_differentiable
@@ -249,15 +249,16 @@ class _Advance(Function):
         offset_weight: Tensor | None,
         offset_bias: Tensor | None,
         scale: float,
-        *position: Tensor,
+        position_weight: Tensor,
+        position_bias: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         from .triton_kernels import advance_with_triton
 
-        layers = offset_weight, offset_bias, scale, *position
+        layers = offset_weight, offset_bias, scale, position_weight, position_bias
         inputs, moved = advance_with_triton(table, points, tokens, *layers)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(moved)
-        ctx.scale, ctx.dtype = scale, position[0].dtype
+        ctx.scale, ctx.dtype = scale, position_weight.dtype
         ctx.save_for_backward(table, moved, tokens, offset_weight)
         return inputs, moved, _passed_on(slot)
 
@@ -272,8 +273,7 @@ class _Advance(Function):
         height, width = table.shape[1:3]
         relative = kernels.divide(moved, width, height)
         to_position = _gradients(grad, relative, ctx.dtype)
-        _, of_slot, of_points, *of_layers = ctx.needs_input_grad[:6]
-        if not (of_slot or of_points or any(of_layers)):
+        if not any(ctx.needs_input_grad[:6]):
             return *[None] * 7, *to_position
         if grad_slot is None:
             # The later samplings, which come first here, have not made one.
@@ -281,7 +281,7 @@ class _Advance(Function):
         to_points, to_tokens = advance_with_triton_backward(
             grad.contiguous(), table, moved, tokens, offset_weight, ctx.scale, grad_slot
         )
-        slot = grad_slot if of_slot else None
+        slot = grad_slot if ctx.needs_input_grad[1] else None
         if tokens is None:
             return None, slot, to_points, *[None] * 4, *to_position
         to_offset = _gradients(to_points, tokens, offset_weight.dtype)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .kernels import empty_point_gradients, empty_samples, operator
+from .kernels import empty_samples, operator
 
 _LARGEST_BLOCK = 1024
 
@@ -162,19 +162,12 @@ def sample_with_triton(table: Tensor, points: Tensor) -> Tensor:
     return samples
 
 
-@operator('sample_with_triton_backward', empty_point_gradients, ('grad_table',))
 def sample_with_triton_backward(
     grad: Tensor, table: Tensor, points: Tensor, grad_table: Tensor
 ) -> Tensor:
     """As :func:`.kernels.sample_with_mmcv_backward`."""
-    to_points = torch.empty_like(points)
-    grid, sizes, block = _settings(table, points)
-    with torch.cuda.device_of(table):
-        _backward[grid](
-            grad, table, points, grad_table, to_points, None, 0.0, None,
-            *sizes, block,
-        )  # fmt: skip
-    return to_points
+    args = grad, table, points, None, None, 0.0, grad_table
+    return advance_with_triton_backward(*args)[0]
 
 
 def _empty_inputs(

@@ -48,6 +48,10 @@ def test_compiles():
     torch.testing.assert_close(compiled(x, weight), run(x, weight))
 
 
+def on_cuda(dtype: torch.dtype) -> SimpleNamespace:
+    return SimpleNamespace(is_cuda=True, dtype=dtype)
+
+
 USUAL = dict(kernel_size=7, stride=2, padding=3)
 
 
@@ -64,17 +68,16 @@ USUAL = dict(kernel_size=7, stride=2, padding=3)
 )
 def test_another_convolution_is_not_restated(changed):
     """Such as that of a stem for smaller images."""
-    on_cuda = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
-    assert not may_restate(on_cuda, nn.Conv2d(3, 6, **USUAL | changed))
+    half = on_cuda(torch.bfloat16)
+    assert not may_restate(half, nn.Conv2d(3, 6, **USUAL | changed))
 
 
-def test_what_is_restated():
+def test_what_is_restated(monkeypatch):
     """In half precision on CUDA only, and no module that somebody must call."""
     conv = nn.Conv2d(3, 6, **USUAL)
-    half = dict(is_cuda=True, dtype=torch.bfloat16)
-    for changed in (dict(is_cuda=False), dict(dtype=torch.float32)):
-        assert not may_restate(SimpleNamespace(**half | changed), conv)
-    half = SimpleNamespace(**half)
+    half = on_cuda(torch.bfloat16)
+    for other in (torch.ones(1, dtype=torch.bfloat16), on_cuda(torch.float32)):
+        assert not may_restate(other, conv)
     assert may_restate(half, conv)
     assert not may_restate(half, nn.Sequential(conv))
     with conv.register_forward_hook(lambda *_: None):
@@ -82,6 +85,19 @@ def test_what_is_restated():
     assert may_restate(half, conv)
     torch.nn.utils.prune.l1_unstructured(conv, 'weight', 0.5)
     assert not may_restate(half, conv)
+    monkeypatch.setattr(torch, 'is_autocast_enabled', lambda: True)  # to half precision
+    for dtype, expected in ((torch.float32, True), (torch.float64, False)):
+        assert may_restate(on_cuda(dtype), nn.Conv2d(3, 6, **USUAL)) == expected
+
+
+def test_nothing_is_fused_in_onnx(monkeypatch):
+    """Its exporters do not know the operator."""
+    monkeypatch.setattr(torch.version, 'cuda', '13.0')
+    x = on_cuda(torch.float32)
+    with torch.no_grad():
+        assert convolution._fuses(x, x, x)
+        monkeypatch.setattr(torch.onnx, 'is_in_onnx_export', lambda: True)
+        assert not convolution._fuses(x, x, x)
 
 
 def inputs(device: str, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:

@@ -279,12 +279,18 @@ def test_half_precision_map(way):
     torch.testing.assert_close(half.grad.float(), exact, atol=0.02, rtol=0.01)
 
 
+def on_cuda(dtype: torch.dtype, *shape: int) -> types.SimpleNamespace:
+    """What is asked of a map before a kernel samples it."""
+    shape = torch.Size(shape or (2, 3, 5, 4))
+    return types.SimpleNamespace(is_cuda=True, dtype=dtype, shape=shape)
+
+
 def test_one_warning_without_cuda_ops(monkeypatch):
     """CUDA tensors take the slow way, with one warning, where mmcv has no kernel."""
     monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: 'not available')
     kernels._look_for_mmcv.cache_clear()
     try:
-        feat = types.SimpleNamespace(is_cuda=True, dtype=torch.float32)
+        feat = on_cuda(torch.float32)
         with pytest.warns(UserWarning, match='no compiled CUDA ops'):
             assert not module_of_map._has_kernel(feat, 'mmcv')
         with warnings.catch_warnings():
@@ -403,6 +409,7 @@ def check_advance() -> None:
         exact = copy.deepcopy(layers)
         for layer in layers:  # values of another layout
             layer.weight = nn.Parameter(layer.weight.detach().mT.contiguous().mT)
+            layer.bias = nn.Parameter(layer.bias.detach().repeat_interleave(2)[::2])
         results = []
         for run, inputs, (offset_layer, position_layer) in (
             (advance_by_kernel, (feat, start, tokens), layers),
@@ -447,19 +454,28 @@ def check_iterations() -> None:
         assert torch.equal(outs.points, outs.trajectory[:, -1])
 
 
+def check_compiled_without_gradients() -> None:
+    """A frozen sampler, whose autograd functions torch.compile takes apart."""
+    sampler = ProgressiveSampling(12, 3, 24, num_points=(3, 2), kernel='triton')
+    sampler.requires_grad_(False)
+    feat = torch.randn(2, 12, 9, 7)
+    compiled = torch.compile(sampler, backend='aot_eager', fullgraph=True)
+    torch.testing.assert_close(compiled(feat).tokens, sampler(feat).tokens)
+
+
 if __name__ == '__main__':
     torch.manual_seed(0)
     check_triton_kernels()
     check_advance()
     check_iterations()
+    check_compiled_without_gradients()
 
 
 def test_where_kernels_sample(monkeypatch):
     """Not float64, whose points they would round, deterministic mode or torch.func."""
 
     def has(dtype: torch.dtype) -> bool:
-        feat = types.SimpleNamespace(is_cuda=True, dtype=dtype)
-        return module_of_map._has_kernel(feat, 'triton')
+        return module_of_map._has_kernel(on_cuda(dtype), 'triton')
 
     assert has(torch.half) and has(torch.float32) and not has(torch.float64)
     with monkeypatch.context() as patch:
@@ -469,6 +485,12 @@ def test_where_kernels_sample(monkeypatch):
     found = []
     torch.func.grad(lambda x: found.append(has(torch.half)) or x)(torch.ones(()))
     assert found == [False]
+    # mmcv's kernel cannot address one image of so many elements, Triton's can.
+    monkeypatch.setattr(kernels, 'has_mmcv', lambda: True)
+    for width, expected in ((5, True), (2**21, False)):
+        feat = on_cuda(torch.half, 1, 1024, 1, width)
+        assert module_of_map._has_kernel(feat, 'mmcv') == expected
+        assert module_of_map._has_kernel(feat, 'triton')
 
 
 def test_gradients_of_layers_under_autocast():
