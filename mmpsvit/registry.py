@@ -22,3 +22,8 @@ LOOPS = _child('LOOPS', 'guard')
 OPTIMIZERS = _child('OPTIMIZERS', 'engine')
 PARAM_SCHEDULERS = _child('PARAM_SCHEDULERS', 'engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS', 'engine')
+
+# Of these we have none: MMEngine looks here for what a config inherits from us
+# (`mmpsvit::...`) before it goes to its own, and warns if it cannot.
+DATA_SAMPLERS = _child('DATA_SAMPLERS', 'engine')
+OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', 'engine')

@@ -11,8 +11,13 @@ from pathlib import Path
 from mmpretrain import ModelHub
 
 
-def register_all_modules() -> None:
-    """Register all modules, for ``mmengine.hub.get_model('mmpsvit::psvit/b14.py')``."""
+def register_all_modules(init_default_scope: bool = True) -> None:
+    """Register all modules, for ``mmengine.hub.get_model('mmpsvit::psvit/b14.py')``.
+
+    Args:
+        init_default_scope (bool): Of OpenMMLab's functions of this name; without effect
+            here, where types are named with their scope. Defaults to True.
+    """
     import mmpsvit.engine
     import mmpsvit.guard
     import mmpsvit.visualization  # noqa: F401

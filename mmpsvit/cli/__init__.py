@@ -33,7 +33,7 @@ from mmpsvit.guard import (
 
 from .diagnosis import find_data_fault
 from .launch import close_distributed, prepare_distributed
-from .remarks import explain_out_type, training_remarks
+from .remarks import explain_failure, training_remarks
 
 __all__ = [
     'RunError',
@@ -287,7 +287,7 @@ def one_line_errors(cfg: Config) -> Iterator[None]:
     except Exception as error:
         reason = find_data_fault(error)
         if reason is None:
-            reason = ' '.join((one_line(error), *explain_out_type(cfg, error)))
+            reason = ' '.join((one_line(error), *explain_failure(cfg, error)))
         path = Path(cfg.work_dir) / f'traceback_of_rank_{get_rank()}.txt'
         with contextlib.suppress(OSError), write_atomically(path) as temporary:
             temporary.write_text(''.join(traceback.format_exception(error)))

@@ -1,13 +1,16 @@
 # Copyright (c) mmpsvit contributors.
 """What is said about a config around PS-ViT."""
 
+import itertools
 import traceback
 from collections.abc import Iterator
 
 from mmengine.config import Config
+from mmengine.registry import OPTIMIZERS
 from torch import nn
 
 from mmpsvit.guard import type_name
+from mmpsvit.models import PSViT
 
 # ImageNet's mean in the order of caffe-style configs, which do not convert to RGB.
 _BGR_MEAN = (103.53, 116.28, 123.675)
@@ -44,8 +47,8 @@ def training_remarks(cfg: Config) -> Iterator[str]:
         )
 
 
-def explain_out_type(cfg: Config, error: BaseException) -> Iterator[str]:
-    """Say, after a model failed, if PS-ViT gives its next part what that cannot take.
+def explain_failure(cfg: Config, error: BaseException) -> Iterator[str]:
+    """Say, after a run failed, what in its config does not fit together.
 
     Args:
         cfg (Config): Config of the run.
@@ -54,23 +57,52 @@ def explain_out_type(cfg: Config, error: BaseException) -> Iterator[str]:
     Yields:
         str: A remedy, at most one.
     """
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
+    name = optimizer.get('type')
+    is_name = isinstance(error, TypeError) and isinstance(name, str)
+    if is_name and OPTIMIZERS.get(name) is None:
+        yield f'There is no optim_wrapper.optimizer.type {name!r}.'
+        return
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-    if not any(isinstance(frame.f_locals.get('self'), nn.Module) for frame in frames):
-        return
-    model = cfg.get('model') or {}
-    model = model.get('module', model)  # below test-time augmentation
-    backbone = model.get('backbone')
-    if type_name(backbone) != 'PSViT':
-        return
-    out_type = backbone.get('out_type', 'cls_token')
-    takes_maps = model.get('neck') or not model.get('head')
-    if takes_maps and out_type != 'featmap':
+    parts = [frame.f_locals.get('self') for frame in frames]
+    parts = [part for part in parts if isinstance(part, nn.Module)]
+    for model in parts:
+        backbone = getattr(model, 'backbone', None)
+        # What fails in the backbone itself says why.
+        if isinstance(backbone, PSViT) and parts[-1] not in set(backbone.modules()):
+            yield from itertools.islice(_misfits(model, backbone), 1)
+            return
+
+
+def _misfits(model: nn.Module, backbone: PSViT) -> Iterator[str]:
+    """Remedies for what follows a backbone and does not fit it."""
+    neck, head = (getattr(model, name, None) for name in ('neck', 'head'))
+    is_map = backbone.out_type == 'featmap'
+    for name, part in (('neck', neck), ('head', head)):
+        given = getattr(part, 'in_channels', None)
+        if given is None:
+            continue
+        fits = backbone.embed_dims
+        if isinstance(given, list | tuple):
+            fits, given = [fits] * len(backbone.out_strides), list(given)
+        if given != fits:
+            yield f'model.{name}.in_channels is {given}: for this backbone, set {fits}.'
+        break
+    if not is_map and (neck or not head):
         yield (
-            f'model.backbone.out_type is {out_type!r}: if the next part takes maps, '
-            "set 'featmap'."
+            f'model.backbone.out_type is {backbone.out_type!r}: if the next part takes '
+            "maps, set 'featmap'."
         )
-    elif out_type == 'featmap' and not takes_maps:
+    if is_map and head and not neck:
         yield (
             "model.backbone.out_type is 'featmap': a linear head takes vectors, set "
             "'cls_token', or put a pooling neck between."
         )
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    if getattr(preprocessor, 'batch_augments', None):
+        given = [getattr(part, 'num_classes', None) for part in (head, preprocessor)]
+        if None not in given and given[0] != given[1]:
+            yield (
+                f'model.head.num_classes is {given[0]} and '
+                f'data_preprocessor.num_classes {given[1]}: set both.'
+            )

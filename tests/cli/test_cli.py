@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from mmpretrain.structures import DataSample
+from small import small_arch
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -159,13 +163,6 @@ def test_options_that_nothing_reads_are_told(load, capfd):
     assert 'MMEngine reads no max_iters at the top of a config' in told
 
 
-class Detector(nn.Module):
-    """A neck that wants a list."""
-
-    def forward(self, features) -> None:
-        assert isinstance(features, list)
-
-
 class Broken:
     """A data set that cannot be read."""
 
@@ -192,35 +189,126 @@ def test_failure_is_one_line_and_its_traceback_a_file(tmp_path):
     assert str(caught.value).startswith('ValueError: first second (traceback')
 
 
-@pytest.mark.parametrize('scope', ['mmpsvit.', ''])
-def test_wrong_out_type_is_explained_after_the_failure(scope, tmp_path):
-    backbone = dict(type=f'{scope}PSViT')
-    cfg = Config(dict(work_dir=str(tmp_path), model=dict(backbone=backbone)))
-    cfg.model.neck = dict(type='FPN', in_channels=[384] * 4)
+def told(model: nn.Module | dict, tmp_path: Path, run=None) -> str:
+    """What is said of a model that fails."""
+    if isinstance(model, dict):
+        model = MODELS.build(dict(type='mmpretrain.ImageClassifier', **model))
+    images = torch.rand(2, 3, 32, 32)
+    cfg = Config(dict(work_dir=str(tmp_path)))
     with pytest.raises(RunError) as caught, one_line_errors(cfg):
-        Detector()(torch.ones(1))
-    assert "out_type is 'cls_token': if the next part takes maps" in str(caught.value)
-    # Not where something else failed, nor where the type is right.
+        run(model, images) if run else model(images, mode='tensor')
+    return str(caught.value).removesuffix(
+        f' (traceback: {tmp_path}/traceback_of_rank_0.txt)'
+    )
+
+
+@pytest.mark.parametrize(
+    ('out_type', 'after', 'remedy'),
+    [
+        (
+            'cls_token',
+            dict(head=dict(type='mmpsvit.PSViTClsHead', num_classes=3, in_channels=20)),
+            'model.head.in_channels is 20: for this backbone, set 24.',
+        ),
+        (
+            'featmap',
+            dict(
+                neck=dict(
+                    type='mmdet.FPN', in_channels=[8, 24], out_channels=8, num_outs=5
+                )
+            ),
+            'model.neck.in_channels is [8, 24]: for this backbone, set [24, 24, 24, '
+            '24].',
+        ),
+        (
+            'raw',
+            dict(
+                neck=dict(
+                    type='mmdet.FPN', in_channels=[24] * 4, out_channels=8, num_outs=5
+                )
+            ),
+            "model.backbone.out_type is 'raw': if the next part takes maps, set "
+            "'featmap'.",
+        ),
+        (
+            'featmap',
+            dict(head=dict(type='mmpsvit.PSViTClsHead', num_classes=3, in_channels=24)),
+            "model.backbone.out_type is 'featmap': a linear head takes vectors, set "
+            "'cls_token', or put a pooling neck between.",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_explained_after_the_failure(
+    out_type, after, remedy, tmp_path
+):
+    if 'neck' in after:
+        pytest.importorskip('mmdet')
+    backbone = dict(
+        type='mmpsvit.PSViT', arch=small_arch(num_layers=5), out_type=out_type
+    )
+    init_default_scope('mmpretrain')
+    assert told(dict(backbone=backbone, **after), tmp_path).endswith(remedy)
+
+
+def test_numbers_of_classes_are_explained(tmp_path):
+    init_default_scope('mmpretrain')
+    model = dict(
+        backbone=dict(type='mmpsvit.PSViT', arch=small_arch(num_layers=5)),
+        head=dict(
+            type='mmpsvit.PSViTClsHead',
+            num_classes=3,
+            in_channels=24,
+            loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
+        ),
+        data_preprocessor=dict(
+            num_classes=5, batch_augments=dict(augments=dict(type='Mixup', alpha=0.2))
+        ),
+    )
+
+    def train(model: nn.Module, images: torch.Tensor) -> None:
+        samples = [DataSample().set_gt_label(label) for label in (0, 1)]
+        data = dict(inputs=images, data_samples=samples)
+        model(**model.data_preprocessor(data, training=True), mode='loss')
+
+    assert told(model, tmp_path, train).endswith(
+        'model.head.num_classes is 3 and data_preprocessor.num_classes 5: set both.'
+    )
+
+
+class Failing(nn.Module):
+    """Fails by itself."""
+
+    def forward(self, *_) -> None:
+        raise ValueError('mine')
+
+
+def test_other_failures_are_not_explained(tmp_path):
+    """That of the backbone itself, of a part that fits, and of another model."""
+    init_default_scope('mmpretrain')
+    head = dict(type='mmpsvit.PSViTClsHead', num_classes=3, in_channels=20)
+    model = dict(
+        backbone=dict(type='mmpsvit.PSViT', arch=small_arch(num_layers=5)), head=head
+    )
+    wrong = torch.rand(2, 4, 32, 32)
+    message = told(model, tmp_path, lambda model, _: model(wrong, mode='tensor'))
+    assert message.endswith('got (2, 4, 32, 32)')
+    model['head']['in_channels'] = 24
+    model = MODELS.build(dict(type='ImageClassifier', **model))
+    model.head = Failing()
+    assert told(model, tmp_path) == 'ValueError: mine'
+    assert told(Failing(), tmp_path, Failing.__call__) == 'ValueError: mine'
+
+
+def test_unknown_optimizer_is_explained(tmp_path):
+    optim_wrapper = dict(optimizer=dict(type='AdamV', lr=1))
+    cfg = Config(dict(work_dir=str(tmp_path), optim_wrapper=optim_wrapper))
     with pytest.raises(RunError) as caught, one_line_errors(cfg):
-        raise ValueError
-    assert "set 'featmap'" not in str(caught.value)
-    cfg.model.backbone.out_type = 'featmap'
-    with pytest.raises(RunError) as caught, one_line_errors(cfg):
-        Detector()(torch.ones(1))
-    assert 'out_type is' not in str(caught.value)
-    # Nor in a segmentor, whose head takes maps.
-    del cfg.model.neck
-    with pytest.raises(RunError) as caught, one_line_errors(cfg):
-        Detector()(torch.ones(1))
-    assert 'out_type is' not in str(caught.value)
-    # A linear head takes no maps, also below test-time augmentation.
-    cfg.model.head = dict(type='PSViTClsHead')
-    for model in (cfg.model, dict(type='ClsTTA', module=cfg.model)):
-        cfg.model = model
-        with pytest.raises(RunError) as caught, one_line_errors(cfg):
-            Detector()(torch.ones(1))
-        message = "out_type is 'featmap': a linear head takes vectors, set 'cls_token'"
-        assert message in str(caught.value)
+        build_optim_wrapper(nn.Linear(1, 1), cfg.optim_wrapper)
+    assert "There is no optim_wrapper.optimizer.type 'AdamV'." in str(caught.value)
+    cfg.optim_wrapper.optimizer = dict(type='SGD', momentum_of='x')
+    with pytest.raises(RunError, match='momentum_of') as caught, one_line_errors(cfg):
+        build_optim_wrapper(nn.Linear(1, 1), cfg.optim_wrapper)
+    assert 'There is no' not in str(caught.value)
 
 
 def detector(mean: list, std: list, **changes) -> Config:

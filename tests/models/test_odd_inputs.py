@@ -141,6 +141,7 @@ def test_threads(backbone):
             TypeError,
             r'floating point, got torch.uint8',
         ),
+        ((torch.zeros(3, 32, 32),) * 2, TypeError, 'must be a tensor.* got a tuple'),
     ],
 )
 def test_not_images(images, error, message):

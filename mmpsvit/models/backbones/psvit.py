@@ -276,7 +276,7 @@ class PSViT(BaseBackbone):
 
         Raises:
             ValueError: If ``x`` has another shape, or no pixels.
-            TypeError: If ``x`` is not floating point.
+            TypeError: If ``x`` is no tensor, or not floating point.
         """
         images = self._prepare_images(x)
         feat = self.stem(images)
@@ -315,6 +315,12 @@ class PSViT(BaseBackbone):
 
     def _prepare_images(self, x: Tensor) -> Tensor:
         """Check images, and pad them to whole cells of the sampler's grid."""
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f'x must be a tensor (B, {self.in_channels}, H, W), got a '
+                f'{type(x).__name__}: does a collate function stack the images, or a '
+                'data preprocessor?'
+            )
         if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
             raise ValueError(
                 f'x must have shape (B, {self.in_channels}, H, W) with at least one '
