@@ -287,7 +287,8 @@ def one_line_errors(cfg: Config) -> Iterator[None]:
     except Exception as error:
         reason = find_data_fault(error)
         if reason is None:
-            reason = ' '.join((one_line(error), *explain_failure(cfg, error)))
+            parts = one_line(error).rstrip('.'), *explain_failure(cfg, error)
+            reason = '. '.join(parts)
         path = Path(cfg.work_dir) / f'traceback_of_rank_{get_rank()}.txt'
         with contextlib.suppress(OSError), write_atomically(path) as temporary:
             temporary.write_text(''.join(traceback.format_exception(error)))

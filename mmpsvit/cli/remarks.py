@@ -61,7 +61,7 @@ def explain_failure(cfg: Config, error: BaseException) -> Iterator[str]:
     name = optimizer.get('type')
     is_name = isinstance(error, TypeError) and isinstance(name, str)
     if is_name and OPTIMIZERS.get(name) is None:
-        yield f'There is no optim_wrapper.optimizer.type {name!r}.'
+        yield f'There is no optim_wrapper.optimizer.type {name!r}'
         return
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     parts = [frame.f_locals.get('self') for frame in frames]
@@ -86,17 +86,17 @@ def _misfits(model: nn.Module, backbone: PSViT) -> Iterator[str]:
         if isinstance(given, list | tuple):
             fits, given = [fits] * len(backbone.out_strides), list(given)
         if given != fits:
-            yield f'model.{name}.in_channels is {given}: for this backbone, set {fits}.'
+            yield f'model.{name}.in_channels is {given}: for this backbone, set {fits}'
         break
     if not is_map and (neck or not head):
         yield (
             f'model.backbone.out_type is {backbone.out_type!r}: if the next part takes '
-            "maps, set 'featmap'."
+            "maps, set 'featmap'"
         )
     if is_map and head and not neck:
         yield (
             "model.backbone.out_type is 'featmap': a linear head takes vectors, set "
-            "'cls_token', or put a pooling neck between."
+            "'cls_token', or put a pooling neck between"
         )
     preprocessor = getattr(model, 'data_preprocessor', None)
     if getattr(preprocessor, 'batch_augments', None):
@@ -104,5 +104,5 @@ def _misfits(model: nn.Module, backbone: PSViT) -> Iterator[str]:
         if None not in given and given[0] != given[1]:
             yield (
                 f'model.head.num_classes is {given[0]} and '
-                f'data_preprocessor.num_classes {given[1]}: set both.'
+                f'data_preprocessor.num_classes {given[1]}: set both'
             )

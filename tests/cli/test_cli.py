@@ -208,7 +208,7 @@ def told(model: nn.Module | dict, tmp_path: Path, run=None) -> str:
         (
             'cls_token',
             dict(head=dict(type='mmpsvit.PSViTClsHead', num_classes=3, in_channels=20)),
-            'model.head.in_channels is 20: for this backbone, set 24.',
+            'model.head.in_channels is 20: for this backbone, set 24',
         ),
         (
             'featmap',
@@ -218,7 +218,7 @@ def told(model: nn.Module | dict, tmp_path: Path, run=None) -> str:
                 )
             ),
             'model.neck.in_channels is [8, 24]: for this backbone, set [24, 24, 24, '
-            '24].',
+            '24]',
         ),
         (
             'raw',
@@ -228,13 +228,13 @@ def told(model: nn.Module | dict, tmp_path: Path, run=None) -> str:
                 )
             ),
             "model.backbone.out_type is 'raw': if the next part takes maps, set "
-            "'featmap'.",
+            "'featmap'",
         ),
         (
             'featmap',
             dict(head=dict(type='mmpsvit.PSViTClsHead', num_classes=3, in_channels=24)),
             "model.backbone.out_type is 'featmap': a linear head takes vectors, set "
-            "'cls_token', or put a pooling neck between.",
+            "'cls_token', or put a pooling neck between",
         ),
     ],
 )
@@ -271,7 +271,7 @@ def test_numbers_of_classes_are_explained(tmp_path):
         model(**model.data_preprocessor(data, training=True), mode='loss')
 
     assert told(model, tmp_path, train).endswith(
-        'model.head.num_classes is 3 and data_preprocessor.num_classes 5: set both.'
+        'model.head.num_classes is 3 and data_preprocessor.num_classes 5: set both'
     )
 
 
@@ -304,7 +304,7 @@ def test_unknown_optimizer_is_explained(tmp_path):
     cfg = Config(dict(work_dir=str(tmp_path), optim_wrapper=optim_wrapper))
     with pytest.raises(RunError) as caught, one_line_errors(cfg):
         build_optim_wrapper(nn.Linear(1, 1), cfg.optim_wrapper)
-    assert "There is no optim_wrapper.optimizer.type 'AdamV'." in str(caught.value)
+    assert "There is no optim_wrapper.optimizer.type 'AdamV'" in str(caught.value)
     cfg.optim_wrapper.optimizer = dict(type='SGD', momentum_of='x')
     with pytest.raises(RunError, match='momentum_of') as caught, one_line_errors(cfg):
         build_optim_wrapper(nn.Linear(1, 1), cfg.optim_wrapper)
