@@ -23,7 +23,7 @@ OPTIMIZERS = _child('OPTIMIZERS', 'engine')
 PARAM_SCHEDULERS = _child('PARAM_SCHEDULERS', 'engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS', 'engine')
 
-# Of these we have none: MMEngine looks here for what a config inherits from us
-# (`mmpsvit::...`) before it goes to its own, and warns if it cannot.
+# We register nothing here: MMEngine looks here first for what a config inherits from us
+# (`mmpsvit::...`), and warns if there is no registry.
 DATA_SAMPLERS = _child('DATA_SAMPLERS', 'engine')
 OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', 'engine')

@@ -66,7 +66,7 @@ def parse_args() -> Config:
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.auto_scale_lr:
-        cfg.merge_from_dict({'auto_scale_lr.enable': True})
+        cfg.auto_scale_lr = {**(cfg.get('auto_scale_lr') or {}), 'enable': True}
     if args.resume == 'auto':
         # The first run of a job that always resumes still starts from load_from.
         latest = latest_checkpoint(cfg.work_dir)

@@ -285,13 +285,16 @@ def one_line_errors(cfg: Config) -> Iterator[None]:
         raise
     # Upstream's errors, of any kind: they are explained, not foreseen.
     except Exception as error:
-        reason = find_data_fault(error)
-        if reason is None:
-            parts = one_line(error).rstrip('.'), *explain_failure(cfg, error)
-            reason = '. '.join(parts)
         path = Path(cfg.work_dir) / f'traceback_of_rank_{get_rank()}.txt'
         with contextlib.suppress(OSError), write_atomically(path) as temporary:
             temporary.write_text(''.join(traceback.format_exception(error)))
+        reason = find_data_fault(error)
+        if reason is None:
+            reason, remedy = one_line(error).rstrip('.'), None
+            # Of a config or model of any kind, it may fail: the error is what counts.
+            with contextlib.suppress(Exception):
+                remedy = explain_failure(cfg, error)
+            reason = f'{reason}. {remedy}' if remedy else reason
         raise RunError(f'{reason} (traceback: {path})') from error
 
 

@@ -1,7 +1,6 @@
 # Copyright (c) mmpsvit contributors.
 """What is said about a config around PS-ViT."""
 
-import itertools
 import traceback
 from collections.abc import Iterator
 
@@ -47,62 +46,67 @@ def training_remarks(cfg: Config) -> Iterator[str]:
         )
 
 
-def explain_failure(cfg: Config, error: BaseException) -> Iterator[str]:
+def explain_failure(cfg: Config, error: BaseException) -> str | None:
     """Say, after a run failed, what in its config does not fit together.
 
     Args:
         cfg (Config): Config of the run.
         error (BaseException): What it raised.
 
-    Yields:
-        str: A remedy, at most one.
+    Returns:
+        str | None: A remedy, if there is one.
     """
-    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
-    name = optimizer.get('type')
-    is_name = isinstance(error, TypeError) and isinstance(name, str)
-    if is_name and OPTIMIZERS.get(name) is None:
-        yield f'There is no optim_wrapper.optimizer.type {name!r}'
-        return
+    if str(error) == 'None is not a callable object':  # MMEngine's, of an optimizer
+        name = cfg.optim_wrapper.optimizer.type
+        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+            if registry.get(name) is None:
+                return f'There is no optim_wrapper.optimizer.type {name!r}'
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
     parts = [frame.f_locals.get('self') for frame in frames]
     parts = [part for part in parts if isinstance(part, nn.Module)]
     for model in parts:
-        backbone = getattr(model, 'backbone', None)
-        # What fails in the backbone itself says why.
-        if isinstance(backbone, PSViT) and parts[-1] not in set(backbone.modules()):
-            yield from itertools.islice(_misfits(model, backbone), 1)
-            return
+        if isinstance(getattr(model, 'backbone', None), PSViT):
+            return next(_misfits(model, parts[-1]), None)
+    return None
 
 
-def _misfits(model: nn.Module, backbone: PSViT) -> Iterator[str]:
-    """Remedies for what follows a backbone and does not fit it."""
-    neck, head = (getattr(model, name, None) for name in ('neck', 'head'))
+def _misfits(model: nn.Module, failed: nn.Module) -> Iterator[str]:
+    """Remedies where what comes after the backbone failed, or the preprocessor did."""
+    backbone, neck, head, preprocessor = (
+        getattr(model, name, None)
+        for name in ('backbone', 'neck', 'head', 'data_preprocessor')
+    )
+    after = [set(part.modules()) for part in (neck, head) if part is not None]
+    # Segmentors name their heads otherwise.
+    after = after or [{failed} - {model, preprocessor, *backbone.modules()}]
     is_map = backbone.out_type == 'featmap'
-    for name, part in (('neck', neck), ('head', head)):
-        given = getattr(part, 'in_channels', None)
-        if given is None:
-            continue
-        fits = backbone.embed_dims
+    is_after = failed in set.union(*after)
+    if is_after:
+        name, part = 'neck', neck
+        # Pooling leaves the channels as they are.
+        if neck is None or next(neck.parameters(), None) is None:
+            name, part = 'head', head
+        given, fits = getattr(part, 'in_channels', None), backbone.embed_dims
         if isinstance(given, list | tuple):
-            fits, given = [fits] * len(backbone.out_strides), list(given)
-        if given != fits:
+            given, fits = list(given), [fits] * len(backbone.out_strides)
+        if given not in (None, fits):
             yield f'model.{name}.in_channels is {given}: for this backbone, set {fits}'
-        break
-    if not is_map and (neck or not head):
-        yield (
-            f'model.backbone.out_type is {backbone.out_type!r}: if the next part takes '
-            "maps, set 'featmap'"
-        )
-    if is_map and head and not neck:
-        yield (
-            "model.backbone.out_type is 'featmap': a linear head takes vectors, set "
-            "'cls_token', or put a pooling neck between"
-        )
-    preprocessor = getattr(model, 'data_preprocessor', None)
+    if failed in after[0]:
+        if not is_map and (neck or not head):
+            yield (
+                f'model.backbone.out_type is {backbone.out_type!r}: if the next part '
+                "takes maps, set 'featmap'"
+            )
+        if is_map and head and not neck:
+            yield (
+                "model.backbone.out_type is 'featmap': if the head takes vectors, set "
+                "'cls_token', or put a pooling neck between"
+            )
     if getattr(preprocessor, 'batch_augments', None):
         given = [getattr(part, 'num_classes', None) for part in (head, preprocessor)]
-        if None not in given and given[0] != given[1]:
+        is_concerned = is_after or failed is preprocessor
+        if is_concerned and None not in given and given[0] != given[1]:
             yield (
-                f'model.head.num_classes is {given[0]} and '
-                f'data_preprocessor.num_classes {given[1]}: set both'
+                f'head.num_classes is {given[0]} and data_preprocessor.num_classes '
+                f'{given[1]}: set both to the number of classes'
             )

@@ -125,8 +125,8 @@ def _remarks(runner: Runner) -> Iterator[str]:
             hidden = [name for name in folders if name.startswith('.')]
             if hidden:
                 yield (
-                    f'hidden folders of {place} count as classes: {shorten(hidden)}; '
-                    'remove them'
+                    f'hidden folders of {place} count as classes: {shorten(hidden)}. '
+                    'Remove them'
                 )
             other = [n for n in folders if numbers.get(n, folders[n]) != folders[n]]
             if other:

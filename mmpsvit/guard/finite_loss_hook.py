@@ -38,6 +38,8 @@ class FiniteLossHook(Hook):
     """
 
     def __init__(self, interval: int = 50) -> None:
+        if interval < 1:
+            raise ValueError(f'interval must be at least 1, got {interval}')
         self.interval = interval
         # The first iteration whose loss is not finite, counted from 1, as in the log.
         self._first = _NEVER

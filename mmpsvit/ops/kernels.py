@@ -171,7 +171,12 @@ def sample_with_mmcv_backward(
 def _parts(table: Tensor, points: Tensor) -> Iterator[slice]:
     """Slices of as many images as the kernel can address."""
     largest = max(table[0].numel(), points.shape[1] * table.shape[-1])
-    step = max(1, MAX_ELEMENTS // largest)
+    if largest > MAX_ELEMENTS:
+        raise ValueError(
+            f"mmcv's kernel takes maps and samples of {MAX_ELEMENTS} numbers per image "
+            f"at most, got {largest}; kernel = 'triton' takes more"
+        )
+    step = MAX_ELEMENTS // largest
     for start in range(0, len(table), step):
         yield slice(start, start + step)
 

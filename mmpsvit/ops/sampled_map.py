@@ -156,9 +156,7 @@ def _has_kernel(feat: Tensor, kernel: str) -> bool:
     # They do not take the tensors of torch.func.
     if torch._C._are_functorch_transforms_active():
         return False
-    if kernel == 'triton':
-        return True
-    return feat.shape[1:].numel() <= kernels.MAX_ELEMENTS and kernels.has_mmcv()
+    return kernel == 'triton' or kernels.has_mmcv()
 
 
 def _operators(kernel: str) -> tuple:

@@ -233,7 +233,7 @@ def told(model: nn.Module | dict, tmp_path: Path, run=None) -> str:
         (
             'featmap',
             dict(head=dict(type='mmpsvit.PSViTClsHead', num_classes=3, in_channels=24)),
-            "model.backbone.out_type is 'featmap': a linear head takes vectors, set "
+            "model.backbone.out_type is 'featmap': if the head takes vectors, set "
             "'cls_token', or put a pooling neck between",
         ),
     ],
@@ -271,44 +271,66 @@ def test_numbers_of_classes_are_explained(tmp_path):
         model(**model.data_preprocessor(data, training=True), mode='loss')
 
     assert told(model, tmp_path, train).endswith(
-        'model.head.num_classes is 3 and data_preprocessor.num_classes 5: set both'
+        'head.num_classes is 3 and data_preprocessor.num_classes 5: set both to the '
+        'number of classes'
     )
+    # Without mixup nothing needs the second one.
+    model['data_preprocessor'] = dict(num_classes=5)
+    built = MODELS.build(dict(type='ImageClassifier', **model))
+    built.head.loss_module = Failing()
+    assert told(built, tmp_path, train) == 'TypeError: mine'
 
 
 class Failing(nn.Module):
     """Fails by itself."""
 
-    def forward(self, *_) -> None:
-        raise ValueError('mine')
+    def forward(self, *_, **__) -> None:
+        raise TypeError('mine')
 
 
 def test_other_failures_are_not_explained(tmp_path):
-    """That of the backbone itself, of a part that fits, and of another model."""
+    """That of the backbone itself, of parts that fit, and of another model."""
     init_default_scope('mmpretrain')
+    backbone = dict(type='mmpsvit.PSViT', arch=small_arch(num_layers=5))
     head = dict(type='mmpsvit.PSViTClsHead', num_classes=3, in_channels=20)
-    model = dict(
-        backbone=dict(type='mmpsvit.PSViT', arch=small_arch(num_layers=5)), head=head
-    )
     wrong = torch.rand(2, 4, 32, 32)
-    message = told(model, tmp_path, lambda model, _: model(wrong, mode='tensor'))
+    message = told(
+        dict(backbone=backbone, head=head),
+        tmp_path,
+        lambda model, _: model(wrong, mode='tensor'),
+    )
     assert message.endswith('got (2, 4, 32, 32)')
-    model['head']['in_channels'] = 24
-    model = MODELS.build(dict(type='ImageClassifier', **model))
-    model.head = Failing()
-    assert told(model, tmp_path) == 'ValueError: mine'
-    assert told(Failing(), tmp_path, Failing.__call__) == 'ValueError: mine'
+    changes = dict(type='LinearNeck', in_channels=24, out_channels=20)
+    hides = dict(type='NonLinearNeck', in_channels=24, hid_channels=8, out_channels=20)
+    hides['with_avg_pool'] = False
+    for parts in (
+        dict(head={**head, 'in_channels': 24}),
+        dict(neck=changes, head=head),
+        dict(neck=hides, head=head),
+    ):
+        model = MODELS.build(dict(type='ImageClassifier', backbone=backbone, **parts))
+        model(torch.rand(2, 3, 32, 32), mode='tensor')
+        model.head = Failing()
+        assert told(model, tmp_path) == 'TypeError: mine'
+    assert told(Failing(), tmp_path, Failing.__call__) == 'TypeError: mine'
 
 
-def test_unknown_optimizer_is_explained(tmp_path):
-    optim_wrapper = dict(optimizer=dict(type='AdamV', lr=1))
+def optimise(optim_wrapper: object, tmp_path: Path) -> str:
+    """What is said where an optimizer cannot be built."""
     cfg = Config(dict(work_dir=str(tmp_path), optim_wrapper=optim_wrapper))
     with pytest.raises(RunError) as caught, one_line_errors(cfg):
         build_optim_wrapper(nn.Linear(1, 1), cfg.optim_wrapper)
-    assert "There is no optim_wrapper.optimizer.type 'AdamV'" in str(caught.value)
-    cfg.optim_wrapper.optimizer = dict(type='SGD', momentum_of='x')
-    with pytest.raises(RunError, match='momentum_of') as caught, one_line_errors(cfg):
-        build_optim_wrapper(nn.Linear(1, 1), cfg.optim_wrapper)
-    assert 'There is no' not in str(caught.value)
+    assert (tmp_path / 'traceback_of_rank_0.txt').is_file()
+    return str(caught.value)
+
+
+def test_unknown_optimizer_is_explained(tmp_path):
+    init_default_scope('mmpretrain')
+    message = optimise(dict(optimizer=dict(type='AdamV', lr=1)), tmp_path)
+    assert "There is no optim_wrapper.optimizer.type 'AdamV'" in message
+    for optimizer in (dict(type='Lamb', wrong=1), 'SGD', dict(type='', lr=1)):
+        message = optimise(dict(optimizer=optimizer), tmp_path)
+        assert 'There is no' not in message and 'Error' in message
 
 
 def detector(mean: list, std: list, **changes) -> Config:

@@ -138,6 +138,8 @@ def test_good_trainings_and_other_figures_pass(tmp_path):
     several[4] = math.inf
     with pytest.raises(NonFiniteLossError):
         hook.after_train_iter(runner, 0, outputs=dict(loss=several))
+    with pytest.raises(ValueError, match='interval must be at least 1, got 0'):
+        FiniteLossHook(0)
 
 
 def _see_loss(rank: int, port: str, folder: str) -> None:

@@ -136,6 +136,13 @@ def test_kernel_equals_operators(count, width, images_per_call, stand_in, monkey
     assert_all_close(ours, gradients(by_map, *data), atol=1e-12, rtol=0)
 
 
+def test_image_that_mmcv_cannot_address(stand_in, monkeypatch):
+    feat, points = inputs()
+    monkeypatch.setattr(kernels, 'MAX_ELEMENTS', feat[0].numel() - 1)
+    with pytest.raises(ValueError, match=r"59 numbers .* got 60; kernel = 'triton'"):
+        by_map(feat, points)
+
+
 def test_one_gradient_of_the_map(stand_in):
     """All backward passes add to the same buffer, also the second time."""
     feat, points = inputs()
@@ -279,18 +286,12 @@ def test_half_precision_map(way):
     torch.testing.assert_close(half.grad.float(), exact, atol=0.02, rtol=0.01)
 
 
-def on_cuda(dtype: torch.dtype, *shape: int) -> types.SimpleNamespace:
-    """What is asked of a map before a kernel samples it."""
-    shape = torch.Size(shape or (2, 3, 5, 4))
-    return types.SimpleNamespace(is_cuda=True, dtype=dtype, shape=shape)
-
-
 def test_one_warning_without_cuda_ops(monkeypatch):
     """CUDA tensors take the slow way, with one warning, where mmcv has no kernel."""
     monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: 'not available')
     kernels._look_for_mmcv.cache_clear()
     try:
-        feat = on_cuda(torch.float32)
+        feat = types.SimpleNamespace(is_cuda=True, dtype=torch.float32)
         with pytest.warns(UserWarning, match='no compiled CUDA ops'):
             assert not module_of_map._has_kernel(feat, 'mmcv')
         with warnings.catch_warnings():
@@ -475,7 +476,8 @@ def test_where_kernels_sample(monkeypatch):
     """Not float64, whose points they would round, deterministic mode or torch.func."""
 
     def has(dtype: torch.dtype) -> bool:
-        return module_of_map._has_kernel(on_cuda(dtype), 'triton')
+        feat = types.SimpleNamespace(is_cuda=True, dtype=dtype)
+        return module_of_map._has_kernel(feat, 'triton')
 
     assert has(torch.half) and has(torch.float32) and not has(torch.float64)
     with monkeypatch.context() as patch:
@@ -485,12 +487,6 @@ def test_where_kernels_sample(monkeypatch):
     found = []
     torch.func.grad(lambda x: found.append(has(torch.half)) or x)(torch.ones(()))
     assert found == [False]
-    # mmcv's kernel cannot address one image of so many elements, Triton's can.
-    monkeypatch.setattr(kernels, 'has_mmcv', lambda: True)
-    for width, expected in ((5, True), (2**21, False)):
-        feat = on_cuda(torch.half, 1, 1024, 1, width)
-        assert module_of_map._has_kernel(feat, 'mmcv') == expected
-        assert module_of_map._has_kernel(feat, 'triton')
 
 
 def test_gradients_of_layers_under_autocast():

@@ -318,8 +318,8 @@ class PSViT(BaseBackbone):
         if not isinstance(x, Tensor):
             raise TypeError(
                 f'x must be a tensor (B, {self.in_channels}, H, W), got a '
-                f'{type(x).__name__}: does a collate function stack the images, or a '
-                'data preprocessor?'
+                f'{type(x).__name__}: images must be stacked, by the collate function '
+                'or the data preprocessor'
             )
         if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
             raise ValueError(
