@@ -77,7 +77,7 @@ def _misfits(model: nn.Module, failed: nn.Module) -> Iterator[str]:
         for name in ('backbone', 'neck', 'head', 'data_preprocessor')
     )
     after = [set(part.modules()) for part in (neck, head) if part is not None]
-    # Segmentors name their heads otherwise.
+    # Segmentors name their heads otherwise: all that is not before them.
     after = after or [{failed} - {model, preprocessor, *backbone.modules()}]
     is_map = backbone.out_type == 'featmap'
     is_after = failed in set.union(*after)

@@ -1,5 +1,5 @@
 # Copyright (c) mmpsvit contributors.
-"""The operators, slow and obvious, and coordinates of every kind."""
+"""The operators, slow and obvious, every kind of coordinates, a map to sample."""
 
 import itertools
 import math
@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+
+from mmpsvit.ops import SampledMap
 
 EXTREMES = [
     *(math.nan, math.inf, -math.inf, 1e30, -1e30, 2.0**31, -0.0),
@@ -65,3 +67,33 @@ def splat_reference(tokens: Tensor, points: Tensor, size: tuple[int, int]) -> Te
         weight = weight * (1 - (y - row).abs()).clamp(min=0)
         out[:, :, row, column] = (tokens * weight[..., None]).sum(1)
     return out
+
+
+def inputs(
+    device: str = 'cpu',
+    dtype: torch.dtype = torch.float64,
+    width: int = 4,
+    count: int = 6,
+) -> tuple:
+    """A map and the points of three calls, some of them outside."""
+    generator = torch.Generator().manual_seed(0)
+    feat = torch.randn(2, 3, 5, width, dtype=dtype, generator=generator)
+    points = 7 * torch.rand(3, 2, count, 2, dtype=dtype, generator=generator) - 1.5
+    feat, points = feat.to(device), points.to(device)
+    return feat.requires_grad_(), points.requires_grad_()
+
+
+def gradients(sample, feat: Tensor, points: Tensor) -> list:
+    """Samples, and gradients where each call weighs otherwise and one is left out."""
+    outs = sample(feat, points)
+    loss = outs[0].square().sum() + 3 * outs[2].sin().sum()
+    return [*outs, *torch.autograd.grad(loss, (feat, points))]
+
+
+def by_map(feat: Tensor, points: Tensor, kernel: str = 'mmcv') -> list:
+    sampled_map = SampledMap.of(feat, kernel)
+    outs = []
+    for each in points:
+        samples, sampled_map = sampled_map.sample(each)
+        outs.append(samples)
+    return outs
