@@ -61,6 +61,7 @@ def explain(model: BaseModel, images: Tensor, method: str = 'attention') -> Expl
               package grad-cam.
             - ``'attention'``: The attention that the class token pays to it in the
               last layer, mean over the heads. With the class token's own, the sum is 1.
+              Of a network that classifies the mean of the tokens, it says nothing.
 
             Defaults to 'attention'.
 

@@ -104,7 +104,10 @@ def _predict(model: BaseModel, item: dict) -> tuple[BaseDataElement, Exception |
     windows = (getattr(model, 'test_cfg', None) or {}).get('mode') == 'slide'
     if not windows and not isinstance(model, BaseRetriever):
         try:
-            return model.test_step(pseudo_collate([item]))[0], None
+            prediction = model.test_step(pseudo_collate([item]))[0]
+            # A model of one's own may return anything, such as logits.
+            known = isinstance(prediction, BaseDataElement)
+            return prediction if known else BaseDataElement(), None
         # Models fail to predict in many ways. The network itself is run again below,
         # and fails again if it is to blame.
         except Exception as error:
@@ -144,7 +147,7 @@ def title_of(prediction: BaseDataElement, classes: Sequence[str]) -> str:
 
 def class_name(label: int, classes: Sequence[str]) -> str:
     """Name a class, by its number where the names end; long names are cut off."""
-    name = str(classes[label] if label < len(classes) else label)
+    name = str(classes[label] if 0 <= label < len(classes) else label)
     return name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + '…'
 
 
@@ -162,6 +165,7 @@ def to_image(inputs: Tensor, channels: Sequence[int]) -> np.ndarray:
     inputs = inputs.detach().cpu()
     inputs = inputs[list(channels[:3])] if len(inputs) > 2 else inputs[:1]
     if inputs.dtype != torch.uint8:
+        inputs = inputs.float()  # unsigned 16 bits have no minimum in PyTorch
         low, high = inputs.min(), inputs.max()
         if low < 0 or high > 255 or high <= 1:
             inputs = (inputs - low) / (high - low).clamp(min=1e-6) * 255

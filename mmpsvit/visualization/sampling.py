@@ -47,7 +47,9 @@ def record_sampling(model: nn.Module) -> Iterator[list[np.ndarray]]:
     Yields:
         list[np.ndarray]: One entry per image, in order of the forward passes: the
         points of every iteration in pixels of the network's input, (num_iters, N, 2),
-        (x, y), counted from the image's left and top edges, to half a pixel.
+        (x, y), counted from the image's left and top edges: to half a pixel behind a
+        padded stem, such as PS-ViT's or a ResNet's; behind one that cuts patches half a
+        stride too far to the left and top.
 
     Raises:
         ValueError: If the model has no or several samplers.
@@ -213,7 +215,9 @@ def sampling_figure(
     for axes, (image, trajectory, text) in zip(grid, panels, strict=False):
         draw_sampling(axes, image, trajectory, paths)
         # About 36 characters of 11 points fill the width of an image.
-        axes.set_title(text, fontsize=min(11, 11 * 36 / max(1, len(text))), color=_RIM)
+        size = min(11, 11 * 36 / max(1, len(text)))
+        # A name such as '$5' is no formula.
+        axes.set_title(text, fontsize=size, color=_RIM, parse_math=False)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     if paths:

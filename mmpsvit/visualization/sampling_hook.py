@@ -145,7 +145,10 @@ class SamplingVisualizationHook(Hook):
 def _channels_of(dataset: Dataset, count: int) -> list[int] | None:
     """Where a data set has the colours of its images, see :func:`find_channels`."""
     inner = next(leaf_datasets(dataset))
-    if count not in MODES or not hasattr(inner, 'pipeline'):
+    # A data set of one's own may have a pipeline, and no description of its images.
+    if count not in MODES or not (
+        hasattr(inner, 'pipeline') and hasattr(inner, 'get_data_info')
+    ):
         return None
     return find_channels(inner.pipeline, MODES[count], inner.get_data_info(0))
 

@@ -23,12 +23,12 @@ def test_commands_of_the_page(trained, small, root, run_tool, tmp_path):
     commands = re.findall(r'^(\w+=\w+ )?mim run mmpretrain (\w+) (.*)$', page, re.M)
     assert {tool for _, tool, _ in commands} == set(RESULTS)
     config = tmp_path / 'work' / 'psvit.py'
-    (log,) = trained.parent.glob('*/vis_data/scalars.json')
+    (log,) = trained.parent.glob('*/vis_data/2*.json')
     values = {
         'CONFIG': config,
         'CHECKPOINT': trained,
         'IMAGE': next(small[2].rglob('*.png')),
-        'work_dirs/demo/DATE/vis_data/scalars.json': log,
+        'work_dirs/demo/DATE/vis_data/DATE.json': log,
     }
     for variable, tool, line in commands:
         if tool == 'vis_cam' and not find_spec('pytorch_grad_cam'):

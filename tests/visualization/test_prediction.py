@@ -42,6 +42,7 @@ def item(channels: int = 3, label=None) -> dict:
     ('changes', 'label', 'title'),
     [
         ({}, 1, r'b|a|2 \(\d+%\), truth: b'),
+        ({}, -1, r'(a|b|2) \(\d+%\), truth: -1'),
         ({'model.head': MULTI_LABEL}, [0, 1], r'(a|b|2) \(\d+%\), truth: a \+ b'),
         ({'model.head': MULTI_LABEL}, [], r'(a|b|2) \(\d+%\), truth: none'),
         ({'model.head': MULTI_TASK}, None, r'age: [01] \(\d+%\); wear: [01] \(\d+%\)'),
@@ -73,7 +74,16 @@ def item(channels: int = 3, label=None) -> dict:
             '',
         ),
     ],
-    ids=['class', 'labels', 'no label', 'tasks', 'headless', 'lora', 'retrieval'],
+    ids=[
+        'class',
+        'unlabelled',
+        'labels',
+        'no label',
+        'tasks',
+        'headless',
+        'lora',
+        'retrieval',
+    ],
 )
 def test_models(changes, label, title):
     model = small_model(small_config(**changes)).train()
@@ -124,6 +134,8 @@ def test_inputs_that_are_not_pixels():
     image = to_image(normalised, (0, 1, 2))
     assert image[0, 0, 0] == 0 and image[1, 1, 2] == 255
     assert (to_image(torch.full((3, 2, 2), 7.4), (0, 1, 2)) == 7).all()
+    deep = torch.tensor([[[0, 257, 65535]]]).to(torch.uint16)
+    assert to_image(deep, (0,))[0, :, 0].tolist() == [0, 1, 255]
 
 
 @pytest.mark.skipif(
@@ -136,6 +148,14 @@ def test_compiled_before_the_picture_is_asked_for():
     with torch.no_grad():
         model.test_step(pseudo_collate([item()]))
     assert sample_images(model, [item()])[0].trajectory.shape == expected.shape
+
+
+def test_model_that_predicts_tensors():
+    """As those of MMEngine's tutorials."""
+    model = small_model(small_config())
+    model.test_step = lambda data: model(**model.data_preprocessor(data))
+    (sampled,) = sample_images(model, [item()])
+    assert sampled.title == '' and sampled.trajectory.shape == (2, 9, 2)
 
 
 def test_segmentor_that_predicts_in_windows():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from mmcv.transforms import BaseTransform
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel, ImgDataPreprocessor
 from mmengine.registry import TRANSFORMS
@@ -19,6 +20,7 @@ from mmengine.structures import BaseDataElement
 from panels import all_panels_have_points
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import TensorDataset
 
 from mmpsvit import ProgressiveSampling
 from mmpsvit.guard import load_checkpoint
@@ -333,6 +335,13 @@ def test_colours_of_a_wrapped_data_set(config, drawn):
     for index, each in enumerate(sampled):
         path = runner.val_dataloader.dataset.get_data_info(index)['img_path']
         assert (np.asarray(Image.open(path)) == each.image).all()
+
+
+def test_data_set_that_describes_no_image():
+    """One of PyTorch's, with a pipeline: its colours cannot be found."""
+    dataset = TensorDataset(torch.zeros(2, 3, 8, 8))
+    dataset.pipeline = Compose([])
+    assert sampling_hook._channels_of(dataset, 3) is None
 
 
 @pytest.mark.parametrize(

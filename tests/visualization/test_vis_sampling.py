@@ -1,6 +1,8 @@
 # Copyright (c) mmpsvit contributors.
 """The tool that draws where a network looks."""
 
+import io
+
 import numpy as np
 import pytest
 from mmengine.dataset import BaseDataset
@@ -9,7 +11,11 @@ from PIL import Image
 from small_network import PIPELINE, save, small_config
 
 from mmpsvit.guard import load_checkpoint
-from mmpsvit.visualization import movement_shares, without_drift
+from mmpsvit.visualization import (
+    movement_shares,
+    sampling_figure,
+    without_drift,
+)
 
 LOAD, PACK = PIPELINE
 RED = (230, 20, 10)
@@ -61,10 +67,13 @@ def test_drift_is_taken_away(draw, centered):
 
 
 def test_files_for_a_network_of_arrays_and_hidden_folders(draw, tmp_path):
+    """The folder of a class may be a link, as in subsets of ImageNet."""
     for name in ('a/1.png', 'a/.ipynb_checkpoints/1-checkpoint.png', 'a/._1.png'):
-        path = tmp_path / 'images' / name
+        path = tmp_path / 'all' / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new('RGB', (40, 30), RED).save(path)
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'images/a').symlink_to(tmp_path / 'all/a')
     cfg = small_config(**{'test_dataloader.dataset.pipeline': [PACK]})
     printed, picture = draw('vis_sampling', cfg, tmp_path / 'images')
     assert '1 images drawn' in printed and is_red(picture)
@@ -111,6 +120,11 @@ def test_mistakes(draw, tmp_path):
     assert 'text.png cannot be read as an image' in error(text)
     other = ('--cfg-options', 'model.head.num_classes=5')
     assert 'does not fit the config' in error(text, *other)
+
+
+def test_class_names_are_no_formulas():
+    panel = (np.zeros((8, 8, 3), np.uint8), np.ones((2, 1, 2)), '$10 (9%), truth: $5')
+    sampling_figure([panel]).savefig(io.BytesIO())
 
 
 def test_movement_shares():

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from matplotlib.backend_bases import FigureCanvasBase
 from mmengine.config import Config
+from mmengine.fileio import list_dir_or_file
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from mmengine.runner import CheckpointLoader
@@ -88,12 +89,13 @@ def list_images(path: Path, count: int) -> list[Path]:
     """The image itself, or images of a folder, evenly spread over the sorted ones."""
     if path.is_file():
         return [path]
+    # As data sets do, through links to folders as well.
     found = sorted(
-        file
-        for file in path.rglob('*')
-        if file.suffix.lower() in IMAGE_SUFFIXES
+        path / name
+        for name in map(Path, list_dir_or_file(path, list_dir=False, recursive=True))
+        if name.suffix.lower() in IMAGE_SUFFIXES
         # Such as .ipynb_checkpoints, and what macOS leaves beside files.
-        and not any(part.startswith('.') for part in file.relative_to(path).parts)
+        and not any(part.startswith('.') for part in name.parts)
     )
     if not found:
         raise InputError(f'argument images: no images below {path}')
