@@ -201,9 +201,12 @@ def set_dataloader_defaults(
     """
     model = cfg.get('model') or {}
     model = model.get('module', model)  # below test-time augmentation
-    scope, dot, _ = str(model.get('type')).partition('.')
-    scope = scope if dot else cfg.get('default_scope')
-    stacks = scope == 'mmpretrain' or type_name(model) == 'ImageClassifier'
+    kind, scopes = model.get('type'), [cfg.get('default_scope')]
+    if isinstance(kind, type):  # in a lazy config
+        scopes += [base.__module__.partition('.')[0] for base in kind.__mro__]
+    elif kind and '.' in kind:
+        scopes = [kind.partition('.')[0]]
+    stacks = 'mmpretrain' in scopes or type_name(model) == 'ImageClassifier'
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(name)
         if not isinstance(loader, dict):

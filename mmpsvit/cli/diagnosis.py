@@ -93,7 +93,7 @@ def _batches(loader: DataLoader) -> Iterator[list[int]]:
     sampler = loader.sampler
     if isinstance(sampler, InfiniteSampler) and loader.batch_size is not None:
         # Its own iterator has moved on.
-        again = type(sampler)(sampler.dataset, sampler.shuffle, sampler.seed)
+        again = sampler._indices_of_rank()
         return iter(BatchSampler(again, loader.batch_size, loader.drop_last))
     return iter(loader.batch_sampler)
 

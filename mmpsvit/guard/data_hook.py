@@ -24,11 +24,11 @@ _IGNORED = -100
 class DataHook(Hook):
     """Watches labels, class folders and the length of epochs.
 
-    An error is a label that the model does not have, which on CUDA would end the
-    process with a bare assertion of a kernel, and a training by epochs from an endless
-    sampler. A warning are class folders that one data set numbers otherwise than
-    another one, where the accuracy of such numbers is taken, and hidden folders that
-    count as classes.
+    An error is a label beyond the model's classes, which on CUDA would end the process
+    with a bare assertion of a kernel, and a training by epochs from an endless sampler.
+    A warning are negative labels, which some losses ignore, class folders that one data
+    set numbers otherwise than another one, where the accuracy of such numbers is taken,
+    and hidden folders that count as classes.
 
     Raises:
         DataError: Before the iteration with such a label, naming the image, or before
@@ -37,6 +37,7 @@ class DataHook(Hook):
 
     def __init__(self) -> None:
         self._num_classes: int | None = None
+        self._has_warned = False
 
     def before_train(self, runner: Runner) -> None:
         """Look at the data sets, which are built by now."""
@@ -67,13 +68,18 @@ class DataHook(Hook):
         if not labels or not self._are_outside(torch.cat(labels)):
             return
         for sample, label in zip(samples, labels, strict=True):
-            if self._are_outside(label):
-                path = getattr(sample, 'img_path', 'an image')
-                raise DataError(
-                    f'{path} has the label {label.tolist()}, the model has '
-                    f'{self._num_classes} classes: labels must be 0 to '
-                    f'{self._num_classes - 1}'
-                )
+            if not self._are_outside(label):
+                continue
+            told = (
+                f'{getattr(sample, "img_path", "an image")} has the label '
+                f'{label.tolist()}, the model has {self._num_classes} classes: labels '
+                f'must be 0 to {self._num_classes - 1}'
+            )
+            if label.max() >= self._num_classes:
+                raise DataError(told)
+            if not self._has_warned:
+                self._has_warned = True
+                runner.logger.warning(f'{told}, or what the loss ignores')
 
     def _are_outside(self, labels: Tensor) -> bool:
         outside = (labels < 0) | (labels >= self._num_classes)

@@ -2,12 +2,16 @@
 """Checkpoints from which a training continues as if nothing had happened."""
 
 import os.path as osp
+import pickle
 from collections.abc import Iterator, Mapping
+from io import BytesIO
 
+import torch
 from mmengine.config import Config
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.runner import (
+    BaseLoop,
     EpochBasedTrainLoop,
     IterBasedTrainLoop,
     Runner,
@@ -26,6 +30,7 @@ from .process_state import (
     set_process_state,
     set_random_state,
 )
+from .unpickling import load_weights
 
 # Where this hook's part of a checkpoint is.
 _KEY = 'resume_state'
@@ -74,6 +79,7 @@ class ExactCheckpointHook(CheckpointHook):
         super().__init__(*args, **kwargs)
         self.file_backend = None  # until the training starts
         self._is_validated = False
+        self._is_tried = False
         self._state_with_workers: dict | None = None
         # Our part of the checkpoint that is being written, and of the one to resume.
         self._saving: dict | None = None
@@ -97,8 +103,9 @@ class ExactCheckpointHook(CheckpointHook):
         info = checkpoint['message_hub']['runtime_info']
         if 'keep_ckpt_ids' in info:
             info['keep_ckpt_ids'] = [int(step) for step in info['keep_ckpt_ids']]
-        differences = [*_differences(runner, checkpoint)]
-        if differences:
+        # Not of a test: a config that resumes says so there too.
+        is_training = isinstance(runner._train_loop, BaseLoop)
+        if is_training and (differences := [*_differences(runner, checkpoint)]):
             runner.logger.warning(
                 'This training resumes, but does not end exactly as it would have '
                 f'without the interruption: {"; ".join(differences)}'
@@ -147,6 +154,9 @@ class ExactCheckpointHook(CheckpointHook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add this hook's part, but not to the best ones: they lack an optimizer."""
+        if not self._is_tried:
+            self._is_tried = True
+            _try_loading(runner, checkpoint)
         if self._saving is not None:
             checkpoint[_KEY] = self._saving
 
@@ -200,6 +210,20 @@ class ExactCheckpointHook(CheckpointHook):
     def _path(self, step: int) -> str:
         return self.file_backend.join_path(
             self.out_dir, self.filename_tmpl.format(step)
+        )
+
+
+def _try_loading(runner: Runner, checkpoint: dict) -> None:
+    """Say it early if nobody could load the checkpoints of a training."""
+    file = BytesIO()
+    torch.save([checkpoint.get(key) for key in ('meta', 'message_hub')], file)
+    file.seek(0)
+    try:
+        load_weights(file, 'cpu')
+    except pickle.UnpicklingError as error:
+        runner.logger.warning(
+            f'Safe loading will refuse the checkpoints of this training ({error}): '
+            "use plain values in the data set's metainfo, and in what hooks log"
         )
 
 

@@ -2,7 +2,6 @@
 """A training by iterations whose data workers do not notice an interruption."""
 
 import itertools
-from collections import deque
 from collections.abc import Iterator
 from functools import partial
 
@@ -35,7 +34,8 @@ class ExactIterBasedTrainLoop(IterBasedTrainLoop):
         loader = self.dataloader
         self.is_exact = (
             isinstance(loader, DataLoader)
-            and isinstance(loader.sampler, InfiniteSampler)
+            # Those that inherit from it may draw in another way.
+            and type(loader.sampler) is InfiniteSampler
             and type(loader.batch_sampler) is BatchSampler
         )
         if self.is_exact:
@@ -64,8 +64,6 @@ class _Batches:
         self._init_worker = self._loader.worker_init_fn
         self._skips = skips
         self._unused: int | None = None
-        # The images whose batches were not given yet.
-        self._ahead: Iterator[int] | None = None
         self._batches: Iterator | None = None
 
     def restart(self) -> None:
@@ -83,19 +81,13 @@ class _Batches:
             return None
         if self._batches is None:
             self._start()
-        batch = next(self._batches)
-        deque(itertools.islice(self._ahead, self._loader.batch_size), maxlen=0)
-        return batch
+        return next(self._batches)
 
     def _start(self) -> None:
         sampler, iteration = self._loader.sampler, self._loop.iter
-        if self._ahead is None:
-            start = iteration * self._loader.batch_size
-            # Of another one: older loops have taken from this sampler already.
-            again = type(sampler)(sampler.dataset, sampler.shuffle, sampler.seed)
-            self._ahead = itertools.islice(again.indices, start, None)
-        # The loader takes images long before it gives their batches.
-        sampler.indices, self._ahead = itertools.tee(self._ahead)
+        # Anew: the loader has taken images whose batches it did not give.
+        start = iteration * self._loader.batch_size
+        sampler.indices = itertools.islice(sampler._indices_of_rank(), start, None)
         seed = getattr(self._init_worker, 'keywords', {}).get('seed')
         if seed is not None:
             # Else the workers would draw the same numbers after each checkpoint.

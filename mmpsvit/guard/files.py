@@ -42,8 +42,9 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-    # Makes the rename durable; folders cannot be opened on Windows.
-    with contextlib.suppress(PermissionError):
+    # Makes the rename durable, where folders can be opened and written through: not on
+    # Windows, nor on some network drives.
+    with contextlib.suppress(OSError):
         _sync(path.parent, os.O_RDONLY)
 
 

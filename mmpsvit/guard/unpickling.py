@@ -34,8 +34,9 @@ def load_weights(
         pickle.UnpicklingError: If the file names anything else that is not allowed.
     """
     allowed = [*_mmengine_globals(), *allowed]
-    if Version(torch.__version__) < Version('2.6'):
-        # `weights_only` cannot be told what else is allowed.
+    if Version(torch.__version__) < Version('2.10'):
+        # Before 2.6, `weights_only` cannot be told what else is allowed; before 2.10,
+        # a file may write into the memory of what it holds.
         _refuse_torchscript(file)
         restricted = _restricted_pickle(allowed)
         return torch.load(file, map_location=map_location, pickle_module=restricted)
@@ -47,7 +48,7 @@ def load_weights(
         reason = 'not written by torch.save'
         if found := re.search(r'GLOBAL (\S+)', str(error)):
             reason = f'{found[1]} is not allowed'
-        elif found := re.search(r'WeightsUnpickler error: (.+)', str(error)):
+        elif found := re.search(r'WeightsUnpickler error:\s+(.+)', str(error)):
             reason = found[1]
         raise pickle.UnpicklingError(reason) from None
 
@@ -67,7 +68,7 @@ def _mmengine_globals() -> list[Allowed]:
     multiarray = (np._core if is_numpy_2 else np.core).multiarray
     harmless = (HistoryBuffer, OneCycleParamScheduler, ConfigDict, slice)
     paths = (pathlib.PosixPath, pathlib.WindowsPath)
-    scalars = {type(np.dtype(code)) for code in '?bBhHiIlLqQefdUS'}
+    scalars = {type(np.dtype(code)) for code in '?bBhHiIlLqQefdFDUS'}
     # under the names that NumPy 1 and NumPy 2 write into their files
     functions = (
         (getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
@@ -101,6 +102,20 @@ def _restricted_pickle(allowed: Sequence[Allowed]) -> SimpleNamespace:
             super().load_build()
 
         dispatch[pickle.BUILD[0]] = load_build
+
+        def load_setitem(self) -> None:
+            if not isinstance(owner := self.stack[-3], dict):
+                raise pickle.UnpicklingError(f'an item of {type(owner)} is not allowed')
+            super().load_setitem()
+
+        dispatch[pickle.SETITEM[0]] = load_setitem
+
+        def load_setitems(self) -> None:
+            if not isinstance(owner := self.metastack[-1][-1], dict):
+                raise pickle.UnpicklingError(f'an item of {type(owner)} is not allowed')
+            super().load_setitems()
+
+        dispatch[pickle.SETITEMS[0]] = load_setitems
 
         def find_class(self, module: str, name: str):
             # Names of Python 2, which torch.save still writes.

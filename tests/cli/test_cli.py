@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
+from mmpretrain.models import MAE
 from mmpretrain.structures import DataSample
 from small import small_arch
 from torch import nn
@@ -116,6 +118,9 @@ def test_data_loaders_of_a_training(
         (dict(default_scope='mmpretrain', model=dict(type='SimCLR')), True),
         (dict(model=dict(type='mmpretrain.SimCLR')), True),
         (dict(model=dict(type='ImageClassifier')), True),
+        (dict(model=dict(type=MAE)), True),
+        (dict(model=dict(type=BaseModel)), False),
+        (dict(default_scope='mmpretrain', model=dict(type=BaseModel)), True),
         (dict(model=dict(type='TTA', module=dict(type='ImageClassifier'))), True),
         (dict(default_scope='mmdet', model=dict(type='RetinaNet')), False),
         (dict(default_scope='mmpretrain', model=dict(type='mmdet.RetinaNet')), False),

@@ -122,24 +122,46 @@ def test_refusal_names_the_class_and_advises_nothing(tmp_path):
     assert 'safe_globals' not in str(caught.value)
 
 
-class NewState:
-    """Gives something allowed another state when it is unpickled."""
+class Crafted:
+    """Something allowed, and what a file does to it: values and opcodes."""
 
-    def __init__(self, owner: object, state: dict) -> None:
-        self.owner, self.state = owner, state
+    def __init__(self, owner: object, *parts: object) -> None:
+        self.parts = owner, *parts
 
 
-class StatePickler(pickle._Pickler):
-    """Writes what no honest file holds: the state of a class or function."""
+class CraftedPickler(pickle._Pickler):
+    """Writes what no honest file holds."""
 
     dispatch = pickle._Pickler.dispatch.copy()
 
-    def save_new_state(self, new: NewState) -> None:
-        self.save(new.owner)
-        self.save((None, new.state))
-        self.write(pickle.BUILD)
+    def save_crafted(self, crafted: Crafted) -> None:
+        for part in crafted.parts:
+            self.write(part) if isinstance(part, bytes) else self.save(part)
 
-    dispatch[NewState] = save_new_state
+    dispatch[Crafted] = save_crafted
+
+
+def save_crafted(file: Path, *parts: object) -> None:
+    module = SimpleNamespace(
+        __name__='pickle',
+        Pickler=CraftedPickler,
+        dump=lambda value, file, protocol: CraftedPickler(file, protocol).dump(value),
+    )
+    torch.save(dict(extra=Crafted(*parts)), file, pickle_module=module)
+
+
+@pytest.mark.parametrize('release', ['2.1', torch.__version__])
+@pytest.mark.parametrize(
+    'parts',
+    [(0, 7.0, pickle.SETITEM), (pickle.MARK, 0, 7.0, pickle.SETITEMS)],
+    ids=['one', 'several'],
+)
+def test_no_items_of_arrays(parts, release, tmp_path, monkeypatch):
+    """Through a view of an array of objects, a file could write any address."""
+    save_crafted(tmp_path / 'bad.pth', np.zeros(1), *parts)
+    monkeypatch.setattr(torch, '__version__', release)
+    with pytest.raises(UnsafeCheckpointError, match='ndarray'):
+        load_checkpoint(tmp_path / 'bad.pth')
 
 
 @pytest.mark.parametrize(
@@ -148,13 +170,8 @@ class StatePickler(pickle._Pickler):
 )
 def test_classes_and_functions_stay_as_they_are(owner, name, tmp_path):
     before = getattr(owner, name)
-    module = SimpleNamespace(
-        __name__='pickle',
-        Pickler=StatePickler,
-        dump=lambda value, file, protocol: StatePickler(file, protocol).dump(value),
-    )
-    changed = NewState(owner, {name: (7,)})
-    torch.save(dict(extra=changed), tmp_path / 'bad.pth', pickle_module=module)
+    state = (None, {name: (7,)})
+    save_crafted(tmp_path / 'bad.pth', owner, state, pickle.BUILD)
     try:
         with pytest.raises(UnsafeCheckpointError, match=r'bad\.pth is refused'):
             load_checkpoint(tmp_path / 'bad.pth')

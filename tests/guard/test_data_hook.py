@@ -2,18 +2,20 @@
 """Faults of data that stop a training or are warned of, and the valid neighbours."""
 
 import itertools
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop, Runner
 from mmengine.structures import BaseDataElement, InstanceData
 from small import small_arch
-from torch import nn
+from torch import Tensor, nn
 
 from mmpsvit.guard import DataError, DataHook
 
@@ -83,7 +85,8 @@ def train(tmp_path, folder):
         Runner.from_cfg(cfg).train()
         logs = sorted((tmp_path / 'work').glob('*/*.log'))
         lines = logs[-1].read_text().split('\n')
-        return '\n'.join(x for x in lines if 'WARNING' in x and 'folders' in x)
+        told = re.compile('WARNING.*(folders|has the label)')
+        return '\n'.join(line for line in lines if told.search(line))
 
     return run
 
@@ -95,11 +98,25 @@ def lines(folder: Path, *labels: int, **options) -> dict:
     return custom(folder, data_prefix='train', ann_file='labels.txt', **options)
 
 
-@pytest.mark.parametrize('label', [3, -1, 400])
+@pytest.mark.parametrize('label', [3, 400])
 def test_label_out_of_range(label, train, folder):
     message = rf'circle/1\.png has the label \[{label}\], the model has 3 classes'
     with pytest.raises(DataError, match=message):
         train(lines(folder, 0, label))
+
+
+class LossOfLabelled(nn.Module):
+    """As semi-supervised trainings have it."""
+
+    def forward(self, scores: Tensor, labels: Tensor, **kwargs) -> Tensor:
+        return F.cross_entropy(scores, labels, ignore_index=-1)
+
+
+def test_unlabelled_images(train, folder):
+    loss = dict(_delete_=True, type=LossOfLabelled)
+    changes = {'model.head.loss': loss, 'train_cfg.max_iters': 2}
+    told = train(lines(folder, 0, -1), **changes)
+    assert told.count('has the label [-1], the model has 3 classes') == 1
 
 
 def one_stage(head: nn.Module) -> dict:

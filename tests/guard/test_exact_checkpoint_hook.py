@@ -7,9 +7,11 @@ import itertools
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import EMAHook
 from mmengine.runner import find_latest_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
@@ -26,7 +28,13 @@ from small_training import (
     read_warnings,
 )
 
-from mmpsvit.guard import CheckpointError, DataHook, adopt_seed, load_checkpoint
+from mmpsvit.guard import (
+    CheckpointError,
+    DataHook,
+    UnsafeCheckpointError,
+    adopt_seed,
+    load_checkpoint,
+)
 from mmpsvit.guard.checkpoint import load_from_local
 
 
@@ -184,6 +192,21 @@ def test_workers_that_start_anew_do_not_repeat_themselves(tmp_path):
     assert len(set(recorder.inputs)) == len(recorder.inputs) == 4 * ITERATIONS
 
 
+class OneImage(InfiniteSampler):
+    """A sampler that inherits from MMEngine's, with arguments of its own."""
+
+    def __init__(self, dataset: Vectors, image: int, **kwargs) -> None:
+        super().__init__(dataset, **kwargs)
+        self.indices = itertools.repeat(image)
+
+
+def test_sampler_of_others(tmp_path):
+    recorder, dataset = Recorder(), Vectors(is_random=False)
+    sampler = {'train_dataloader.sampler': dict(type=OneImage, image=7)}
+    make_runner(tmp_path, False, dataset=dataset, recorder=recorder, **sampler).train()
+    assert set(recorder.inputs) == {float(dataset.vectors[7, 0])}
+
+
 class Batches(list):
     """A loader that is not PyTorch's."""
 
@@ -269,6 +292,28 @@ def test_optimizer_without_weight_decay(tmp_path):
     options['train_cfg.max_epochs'] = 2
     make_runner(tmp_path, resume=True, **options).train()
     assert (tmp_path / 'epoch_2.pth').exists()
+
+
+@pytest.mark.parametrize('method', ['val', 'test'])
+def test_evaluation_by_a_config_that_resumes(method, stopped, tmp_path):
+    """Such as the one that a training which resumed leaves in its work dir."""
+    runner = make_runner(tmp_path, False, resume=True, load_from=str(stopped))
+    runner._test_dataloader = runner._val_dataloader
+    runner._test_evaluator, runner._test_loop = runner._val_evaluator, {}
+    assert 'mean/score' in getattr(runner, method)()
+    assert 'does not end' not in read_warnings(tmp_path)
+
+
+def test_checkpoints_that_nobody_could_load_are_told(tmp_path):
+    """Classes from pandas, which are Python objects for NumPy."""
+    dataset = Vectors()
+    dataset.metainfo = dict(classes=np.array(['cat', 'dog'], dtype=object))
+    make_runner(tmp_path, dataset=dataset, **{'train_cfg.max_epochs': 2}).train()
+    warnings = read_warnings(tmp_path)
+    assert warnings.count('will refuse the checkpoints of this training') == 1
+    with pytest.raises(UnsafeCheckpointError) as caught:
+        load_checkpoint(tmp_path / 'epoch_2.pth')
+    assert 'torch.save' not in str(caught.value)
 
 
 def test_lost_average_is_told(stopped, tmp_path):

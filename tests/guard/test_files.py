@@ -3,6 +3,7 @@
 
 import errno
 import os
+import stat
 
 import pytest
 
@@ -27,6 +28,18 @@ def test_full_disk_is_named(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r'no space: .*a\.pth'):
         AtomicBackend().put(b'weights', tmp_path / 'a.pth')
     assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_cannot_be_written_through(tmp_path, monkeypatch):
+    """On some network drives."""
+
+    def fail(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, 'invalid argument')
+
+    monkeypatch.setattr(os, 'fsync', fail)
+    AtomicBackend().put(b'weights', tmp_path / 'a.pth')
+    assert (tmp_path / 'a.pth').read_bytes() == b'weights'
 
 
 def test_modes_are_those_of_other_files(tmp_path):
