@@ -71,14 +71,6 @@ def test_no_images(backbone):
     assert images.grad.shape == images.shape
 
 
-def test_double_precision(backbone):
-    images = torch.randn(1, 3, 33, 47)
-    expected = backbone(images)
-    for out, single in zip(backbone.double()(images.double()), expected, strict=True):
-        assert out.dtype == torch.float64
-        torch.testing.assert_close(out.float(), single, rtol=1e-3, atol=1e-4)
-
-
 def test_meta_device(kind, backbone):
     """Built without memory, tried for shapes, then filled with weights."""
     images = torch.randn(2, 3, 40, 32)
