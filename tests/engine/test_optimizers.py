@@ -108,16 +108,6 @@ def test_equal_groups_step_together():
     assert counts == [3, 6]
 
 
-@needs_new_torch
-def test_fused_kernel_is_launched_once_for_equal_groups():
-    model = network()
-    optimizer = AdamW(groups(model), fused=True)
-    train(model, optimizer, 1)
-    with Operators() as operators:
-        optimizer.step()
-    assert operators.names.count('_fused_adamw_') == 3
-
-
 def test_groups_survive_a_step_that_fails():
     model = network()
     optimizer = AdamW(groups(model))
