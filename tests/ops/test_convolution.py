@@ -90,14 +90,25 @@ def test_what_is_restated(monkeypatch):
         assert may_restate(on_cuda(dtype), nn.Conv2d(3, 6, **USUAL)) == expected
 
 
-def test_nothing_is_fused_in_onnx(monkeypatch):
-    """Its exporters do not know the operator."""
+def test_what_is_fused(monkeypatch):
+    """What cuDNN takes, where no gradient is asked for; ONNX has no such operator."""
     monkeypatch.setattr(torch.version, 'cuda', '13.0')
-    x = on_cuda(torch.float32)
+
+    def fuses(dtype: torch.dtype = torch.float32, requires_grad: bool = False) -> bool:
+        x = SimpleNamespace(is_cuda=True, dtype=dtype, requires_grad=requires_grad)
+        return convolution._fuses(x, x, x)
+
+    assert fuses() and not fuses(torch.float64) and not fuses(requires_grad=True)
     with torch.no_grad():
-        assert convolution._fuses(x, x, x)
-        monkeypatch.setattr(torch.onnx, 'is_in_onnx_export', lambda: True)
-        assert not convolution._fuses(x, x, x)
+        assert fuses(requires_grad=True)
+    for owner, name, value in (
+        (torch.version, 'cuda', None),
+        (torch.backends.cudnn, 'enabled', False),
+        (torch.onnx, 'is_in_onnx_export', lambda: True),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value)
+            assert not fuses(), name
 
 
 def inputs(device: str, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
