@@ -290,9 +290,13 @@ def test_layer_depth():
         (dict(out_type='tokens'), "out_type must be one of .* got 'tokens'"),
         (dict(with_cls_token=False), 'needs with_cls_token = True'),
         (dict(out_indices=2), r'the 2 encoder layers \(in \[-2, 1\]\), got 2'),
+        (dict(out_indices=-3), r'in \[-2, 1\]\), got -3'),
         (dict(out_indices=()), 'out_indices must be'),
         (dict(out_indices=(1, 0)), 'out_indices must be increasing'),
+        (dict(out_indices=(1, 1)), 'out_indices must be increasing'),
         (dict(frozen_stages=4), r'frozen_stages must be in \[-1, 3\], got 4'),
+        (dict(frozen_stages=-2), 'frozen_stages must be .* got -2'),
+        (dict(arch={**ARCH, 'num_layers': 1}), r'sampler.num_iters must be .*\[1, 0\]'),
         (
             dict(sampler=dict(num_iters=6)),
             r'sampler.num_iters must be .*\[1, 5\], got 6',
@@ -334,3 +338,5 @@ def test_sampler_of_others(out_type):
     assert len(backbone.layers) == 5
     assert all(out.isfinite().all() for out in backbone(torch.randn(2, 3, 40, 56)))
     assert backbone.get_layer_depth('layers.0.ln1.weight') == (2, 8)
+    # Whatever is numbered in it, it has as many depths as iterations.
+    assert backbone.get_layer_depth('sampler.parts.3.weight') == (1, 8)
