@@ -80,6 +80,7 @@ def test_stochastic_depth(rate, dtype):
         dict(qkv_bias=True, num_fcs=3, layer_scale_init_value=0.1),
         dict(ffn_type='swiglu_fused', norm_cfg=dict(type='LN', eps=1e-3)),
         dict(act_cfg=dict(type='ReLU')),
+        dict(norm_cfg=dict(type='LN', elementwise_affine=False)),
     ],
 )
 def test_against_the_layer_of_mmpretrain(kwargs):

@@ -286,6 +286,7 @@ def test_layer_depth():
         (dict(arch=dict(embed_dims=24)), r"lacks the keys \['num_layers', 'num_heads'"),
         (dict(arch={**ARCH, 'stem_channels': (24, 16)}), 'that ends with .* = 24'),
         (dict(arch={**ARCH, 'stem_channels': 24}), 'must be a list .*, got 24'),
+        (dict(arch={**ARCH, 'stem_channels': ()}), r'that ends with .*, got \(\)'),
         (dict(arch={**ARCH, 'num_heads': 5}), 'multiple of arch.num_heads, got 24'),
         (dict(out_type='tokens'), "out_type must be one of .* got 'tokens'"),
         (dict(with_cls_token=False), 'needs with_cls_token = True'),
