@@ -40,8 +40,9 @@ def train(work_dir, spoil: Spoil, by_epoch: bool = False, **changes) -> None:
     make_runner(work_dir, by_epoch, recorder=spoil, **changes).train()
 
 
-@pytest.mark.parametrize('interval', [1, 3, 50])
-@pytest.mark.parametrize('value', [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ('interval', 'value'), [(1, math.nan), (3, math.inf), (50, math.nan)]
+)
 def test_names_the_first_iteration_and_the_last_checkpoint(interval, value, tmp_path):
     spoil = Spoil(4, value)  # checkpoints are due after iterations 2, 4, 6 of 12
     with pytest.raises(NonFiniteLossError, match='the loss of iteration 5 is') as error:
