@@ -17,7 +17,7 @@ from mmpretrain.apis import ImageClassificationInferencer
 from mmpretrain.datasets import ResizeEdge
 from PIL import Image
 from scripts import error_of, load_script
-from small import small_arch
+from small_network import small_config, small_model
 from stack import needs_new_torch
 
 from mmpsvit import sample_points
@@ -29,7 +29,6 @@ pytestmark = needs_new_torch
 
 TOOL = 'tools/deployment/export_onnx.py'
 CLASSES = ['ape', 'bee', 'cat']
-ARCH = small_arch(stem_channels=(16, 24))
 MEAN, STD = [120.0, 110.0, 90.0], [50.0, 60.0, 70.0]
 
 
@@ -45,39 +44,15 @@ def network(tmp_path):
     """Write the config and a checkpoint of a small network whose points move."""
 
     def write(meta: dict | None = None, **changes) -> tuple[str, str]:
-        cfg = Config(
-            dict(
-                default_scope='mmpretrain',
-                model=dict(
-                    type='ImageClassifier',
-                    backbone=dict(
-                        type='mmpsvit.PSViT', arch=ARCH, sampler=dict(num_points=4)
-                    ),
-                    head=dict(
-                        type='mmpsvit.PSViTClsHead', num_classes=3, in_channels=24
-                    ),
-                ),
-                data_preprocessor=dict(mean=MEAN, std=STD, to_rgb=True),
-                test_dataloader=dict(
-                    dataset=dict(
-                        type='CustomDataset',
-                        pipeline=[
-                            dict(type='LoadImageFromFile'),
-                            dict(type='PackInputs'),
-                        ],
-                    )
-                ),
-            )
-        )
-        cfg.model.backbone.sampler.num_iters = 2
-        cfg.merge_from_dict(changes)
+        settings = {
+            'model.backbone.sampler': dict(num_points=4, num_iters=2),
+            'data_preprocessor': dict(mean=MEAN, std=STD, to_rgb=True),
+        }
+        cfg = small_config(**settings | changes)
         config, checkpoint = tmp_path / 'config.py', tmp_path / 'weights.pth'
         cfg.dump(config)
-        init_default_scope('mmpretrain')
-        torch.manual_seed(0)
-        model = MODELS.build({**cfg.model, 'data_preprocessor': cfg.data_preprocessor})
+        model = small_model(cfg)
         torch.nn.init.normal_(model.backbone.sampler.offset_layers[0].weight)
-        torch.nn.init.normal_(model.head.layers.head.weight, std=0.3)
         for norm in model.backbone.stem.modules():
             if isinstance(norm, torch.nn.BatchNorm2d):
                 norm.running_mean.uniform_(-0.5, 0.5)
@@ -176,7 +151,7 @@ def test_onnx(run_tool, network, images, block, tmp_path, monkeypatch, capsys):
 
 
 def test_fixed_batch_and_point_stride(run_here, network, images, tmp_path):
-    sampler = dict(point_stride=16, num_points=None, num_iters=2)
+    sampler = dict(point_stride=16, num_iters=2)
     names = network(**{'model.backbone.sampler': sampler})
     out = tmp_path / 'psvit.onnx'
     # Not a multiple of the points' cells; and no class names anywhere.
@@ -201,13 +176,8 @@ def test_size_and_colours_of_the_test_pipeline(run_here, network, images, tmp_pa
         dict(type='PackInputs'),
     ]
     one = dict(type='CustomDataset', data_root='none', pipeline=pipeline)
-    names = network(
-        **{
-            'test_dataloader.dataset': dict(
-                _delete_=True, type='KFoldDataset', dataset=one
-            )
-        }
-    )
+    wrapped = dict(type='KFoldDataset', dataset=one)
+    names = network(**{'test_dataloader.dataset': wrapped})
     out = tmp_path / 'psvit.pt2'
     run_here(TOOL, *names, '--out', out)
     # The inferencer takes the outermost pipeline.
@@ -276,23 +246,18 @@ LOAD = dict(type='LoadImageFromFile')
 def test_colours(tool, steps, mode, to_rgb, tmp_path):
     """From Pillow's pixels, what a data set and the classifier make of the file."""
     count = len(mode)
-    sampler = dict(num_points=3, num_iters=2)
-    backbone = dict(type='mmpsvit.PSViT', arch=ARCH, sampler=sampler, in_channels=count)
-    head = dict(type='mmpsvit.PSViTClsHead', num_classes=3, in_channels=24)
     preprocessor = dict(mean=MEAN[:1], std=STD[:1])
     if count == 3:
         preprocessor = dict(mean=MEAN, std=STD)
     pipeline = [*steps, dict(type='PackInputs')]
-    cfg = Config(
-        dict(
-            model=dict(type='ImageClassifier', backbone=backbone, head=head),
-            test_dataloader=dict(dataset=dict(type='X', pipeline=pipeline)),
-        )
+    cfg = small_config(
+        **{
+            'model.backbone.in_channels': count,
+            'data_preprocessor': dict(preprocessor, to_rgb=to_rgb),
+            'test_dataloader.dataset': dict(type='X', pipeline=pipeline),
+        }
     )
-    init_default_scope('mmpretrain')
-    model = dict(cfg.model, data_preprocessor=dict(preprocessor, to_rgb=to_rgb))
-    classifier = MODELS.build(model).eval()
-    torch.nn.init.normal_(classifier.head.layers.head.weight, std=0.3)
+    classifier = small_model(cfg)
 
     rng = np.random.default_rng(0)
     shape = (40, 32, count) if count > 1 else (40, 32)
