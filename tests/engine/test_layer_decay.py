@@ -39,11 +39,13 @@ def test_rate_falls_with_depth():
 
 
 def test_multipliers_of_custom_keys():
-    """The longest key counts, as in MMEngine."""
+    """The longest key counts, as in MMEngine; of two, the first by the alphabet."""
     keys = {
         'backbone': dict(lr_mult=0.1, decay_mult=0.0),
         'backbone.second': dict(lr_mult=0.0),
         'head.bias': dict(decay_mult=0.0),
+        'first.weight': dict(lr_mult=0.2),
+        'backbone.fir': dict(lr_mult=0.1),
     }
     rates = learning_rates(custom_keys=keys)
     assert rates['backbone.first.weight'] == pytest.approx(0.025)

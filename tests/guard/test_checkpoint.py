@@ -23,6 +23,7 @@ from mmpsvit.guard import (
     MissingCheckpointError,
     UnsafeCheckpointError,
     checkpoint,
+    latest_checkpoint,
     load_checkpoint,
     use_safe_loading,
 )
@@ -49,6 +50,8 @@ def test_training_checkpoint_loads(tmp_path):
     assert loaded['meta']['epoch'] == 3
     assert loaded['message_hub']['log_scalars']['loss'].mean() == 1.5
     assert loaded['message_hub']['runtime_info']['scale'] == 0.5
+    loaded = load_checkpoint(tmp_path / 'epoch_3.pth', 'meta')
+    assert loaded['state_dict']['weight'].is_meta
 
 
 def test_checkpoint_written_under_the_other_numpy(tmp_path):
@@ -216,9 +219,11 @@ def test_program_is_refused(tmp_path):
         load_checkpoint(tmp_path / 'program.pth')
 
 
-def test_damaged_and_missing_files(tmp_path):
+def test_damaged_and_missing_files(tmp_path, monkeypatch):
     whole = tmp_path / 'whole.pth'
     torch.save(dict(weight=torch.ones(1000)), whole)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert 'weight' in load_checkpoint('~/whole.pth')
     damaged = tmp_path / 'damaged.pth'
     damaged.write_bytes(whole.read_bytes()[:-700])
     with pytest.raises(CheckpointError, match=r'damaged\.pth cannot be read'):
@@ -303,7 +308,43 @@ def test_object_storage_is_safe_too(tmp_path, monkeypatch):
 def test_backbone_of_a_classifier_by_name(tmp_path, monkeypatch):
     state = {'backbone.a': torch.ones(1), 'head.b': torch.ones(1)}
     torch.save(dict(state_dict=state), tmp_path / 'net.pth')
-    urls = dict(net=str(tmp_path / 'net.pth'))
-    monkeypatch.setattr(mmengine_checkpoint, 'get_mmcls_models', lambda: urls)
+    for name, value in dict(
+        get_mmcls_models=dict(net='net.pth'),  # in MMEngine's folder
+        get_deprecated_model_names=dict(old='net'),
+        _get_mmengine_home=str(tmp_path),
+    ).items():
+        monkeypatch.setattr(mmengine_checkpoint, name, lambda value=value: value)
     use_safe_loading()
-    assert [*CheckpointLoader.load_checkpoint('mmcls://net')['state_dict']] == ['a']
+    for name in ('net', 'old'):
+        loaded = CheckpointLoader.load_checkpoint(f'mmcls://{name}')
+        assert [*loaded['state_dict']] == ['a']
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_processes_download_one_after_the_other(rank, tmp_path, monkeypatch):
+    """The first one for all of a machine; on another machine, others for themselves."""
+    file, done = tmp_path / 'weights.pth', []
+    torch.save(dict(state_dict={}), file)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setattr(checkpoint, 'get_rank', lambda: rank)
+    monkeypatch.setattr(checkpoint, 'barrier', lambda: done.append('waits'))
+    monkeypatch.setattr(
+        'torch.hub.download_url_to_file',
+        lambda _, target: done.append(rank) or os.link(file, target),
+    )
+    checkpoint.load_from_http('https://example.org/weights.pth')
+    assert done == ([0, 'waits', 'waits'] if rank == 0 else ['waits', 1, 'waits'])
+
+
+def test_latest_checkpoint(tmp_path):
+    """That of a work dir that has moved is there too."""
+    assert latest_checkpoint(tmp_path) is None
+    (tmp_path / 'a.pth').touch()
+    moved = str(tmp_path / 'a.pth')
+    for named, found in (
+        ('/no/a.pth', moved),
+        ('/no/b.pth', '/no/b.pth'),
+        ('s3://no/a.pth', 's3://no/a.pth'),
+    ):
+        (tmp_path / 'last_checkpoint').write_text(named)
+        assert latest_checkpoint(tmp_path) == found
