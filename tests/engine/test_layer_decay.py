@@ -28,6 +28,7 @@ def learning_rates(**paramwise_cfg) -> dict[str, float]:
         dict(layer_decay_rate=0.5, **paramwise_cfg),
     )
     groups = build(model).optimizer.param_groups
+    assert not any('lr_mult' in group for group in groups)  # it is in the rate
     return {group['param_name']: group['lr'] for group in groups}
 
 
