@@ -2,7 +2,6 @@
 """tools/dataset_converters/make_cluttered_digits.py, class folders."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -197,15 +196,3 @@ def test_digit_is_brighter_than_the_background(dataset):
         assert 0 <= x1 < x2 <= 64
         assert 0 <= y1 < y2 <= 64
         assert image[y1:y2, x1:x2].mean() > np.median(image, axis=(0, 1)).mean() + 10
-
-
-@pytest.mark.parametrize('split', ['train', 'val'])
-def test_mmpretrain_loads_the_split(dataset, split):
-    datasets = pytest.importorskip('mmpretrain.datasets')
-    loaded = datasets.CustomDataset(data_root=str(dataset), data_prefix=split)
-    assert list(loaded.CLASSES) == [str(label) for label in range(10)]
-    entries = sorted(read_boxes(dataset, split)['images'], key=lambda e: e['file'])
-    assert [Path(loaded[i]['img_path']) for i in range(len(loaded))] == [
-        dataset / split / entry['file'] for entry in entries
-    ]
-    assert [*loaded.get_gt_labels()] == [entry['label'] for entry in entries]
