@@ -10,27 +10,15 @@ import pytest
 
 
 @pytest.fixture
-def import_benchmark(root, monkeypatch):
-    """Import a module of tools/benchmarks, where the benchmarks find each other."""
-    monkeypatch.syspath_prepend(str(root / 'tools' / 'benchmarks'))
+def import_tool(root, monkeypatch):
+    """Import a script below tools/, which finds its neighbours."""
 
     def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
+        path = root / 'tools' / name
+        monkeypatch.syspath_prepend(str(path.parent))
+        return importlib.import_module(path.stem)
 
     return load
-
-
-@pytest.fixture
-def digits_tool(root, monkeypatch) -> ModuleType:
-    """The module make_cluttered_digits.py, which finds its neighbour."""
-    monkeypatch.syspath_prepend(str(root / 'tools' / 'dataset_converters'))
-    return importlib.import_module('make_cluttered_digits')
-
-
-@pytest.fixture
-def digit_scenes(digits_tool) -> ModuleType:
-    """The module digit_scenes.py."""
-    return importlib.import_module('digit_scenes')
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from scripts import error_of
 
 
 @pytest.fixture
-def benchmark_sampling(import_benchmark):
-    return import_benchmark('benchmark_sampling')
+def benchmark_sampling(import_tool):
+    return import_tool('benchmarks/benchmark_sampling.py')
 
 
 @pytest.mark.parametrize(

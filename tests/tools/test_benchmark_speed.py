@@ -12,10 +12,10 @@ from torch import nn
 
 
 @pytest.fixture
-def rows_of(import_benchmark, monkeypatch, capsys, root, tmp_path):
+def rows_of(import_tool, monkeypatch, capsys, root, tmp_path):
     """Run the benchmark in this process; return its figures."""
-    module = import_benchmark('benchmark_speed')
-    common = import_benchmark('common')
+    module = import_tool('benchmarks/benchmark_speed.py')
+    common = import_tool('benchmarks/common.py')
     monkeypatch.chdir(tmp_path)
 
     def run(*args) -> list[dict]:
@@ -59,9 +59,9 @@ model = dict(type=ImageClassifier, backbone={}, head=head)
 """
 
 
-def test_lazy_configs(import_benchmark, tmp_path):
+def test_lazy_configs(import_tool, tmp_path):
     """Types may be classes: options and suffixes act all the same."""
-    build = import_benchmark('benchmark_speed').build_candidate
+    build = import_tool('benchmarks/benchmark_speed.py').build_candidate
     options = {'model.backbone.norm_eval': True}
     args = argparse.Namespace(shape=(60, 60), cfg_options=options)
     networks = []
@@ -90,9 +90,9 @@ def test_memory_of_a_detectors_backbone(rows_of):
     assert 18 < with_cp['peak_MiB'] < 0.8 * plain['peak_MiB']
 
 
-def test_peak_memory(import_benchmark):
+def test_peak_memory(import_tool):
     """Of tensors alive at the same time; what stays from before does not count."""
-    peak_bytes_of = import_benchmark('common').peak_bytes_of
+    peak_bytes_of = import_tool('benchmarks/common.py').peak_bytes_of
     kept = torch.zeros(10**6)
 
     def step() -> None:
@@ -106,7 +106,7 @@ def test_peak_memory(import_benchmark):
 
 
 @pytest.fixture
-def networks(import_benchmark):
+def networks(import_tool):
     """A small PS-ViT whose points move, and the plain network on its parameters."""
     arch = dict(
         embed_dims=48,
@@ -129,7 +129,7 @@ def networks(import_benchmark):
     for layer in ours.backbone.sampler.offset_layers:
         # Pixels: points move, and some out of the map.
         nn.init.normal_(layer.weight, std=0.5)
-    return ours, import_benchmark('plain_psvit').PlainPSViT(ours)
+    return ours, import_tool('benchmarks/plain_psvit.py').PlainPSViT(ours)
 
 
 def test_plain_network(networks):
@@ -154,11 +154,11 @@ def test_plain_network(networks):
     assert (trajectory < 0).any()
 
 
-def test_size_of_images(import_benchmark):
+def test_size_of_images(import_tool):
     """MMCV names the width first."""
     pipeline = [dict(type='Resize', scale=(64, 32)), dict(type='PackInputs')]
     cfg = Config(dict(test_dataloader=dict(dataset=dict(pipeline=pipeline))))
-    assert import_benchmark('common').input_size(cfg) == (32, 64)
+    assert import_tool('benchmarks/common.py').input_size(cfg) == (32, 64)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from PIL import Image
 from scripts import error_of
 
 
-def test_images(import_benchmark, tmp_path):
-    import_benchmark('benchmark_training').generate(tmp_path, count=21)
+def test_images(import_tool, tmp_path):
+    import_tool('benchmarks/benchmark_training.py').generate(tmp_path, count=21)
     paths = sorted(tmp_path.glob('*/*.JPEG'))
     assert len(paths) == 21
     assert len({path.parent for path in paths}) == 10

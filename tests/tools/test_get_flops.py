@@ -1,7 +1,6 @@
 # Copyright (c) mmpsvit contributors.
 """Parameters and multiply-adds against the published networks' exact figures."""
 
-import importlib
 import re
 
 import pytest
@@ -81,10 +80,9 @@ def test_controls_against_arithmetic(index):
 
 
 @pytest.mark.parametrize('channels', [1, 4])
-def test_other_numbers_of_channels(channels, root, monkeypatch):
+def test_other_numbers_of_channels(channels, root, import_tool):
     """Against three, only the first convolution of 7 x 7 and 64 channels differs."""
-    monkeypatch.syspath_prepend(str(root / 'tools' / 'analysis_tools'))
-    analyse = importlib.import_module('get_flops').analyse
+    analyse = import_tool('analysis_tools/get_flops.py').analyse
     counts = []
     for number in (3, channels):
         cfg = Config.fromfile(root / 'configs' / 'psvit' / 'ti14.py')

@@ -86,18 +86,16 @@ def test_coco_boxes_and_masks_are_tight(tmp_path):
             assert not difference[owner == 0].any()
 
 
-def test_coco_labels_are_those_drawn(digits_tool, coco_dataset):
+def test_coco_labels_are_those_drawn(import_tool, coco_dataset):
     """Drawn again: the same pixels, and of each digit the same class and box."""
+    tool = import_tool('dataset_converters/make_cluttered_digits.py')
     settings = json.loads((coco_dataset / 'settings.json').read_text())
-    settings, sources = (
-        digits_tool.CocoSettings(**settings),
-        digits_tool.load_sources('val'),
-    )
+    settings, sources = tool.CocoSettings(**settings), tool.load_sources('val')
     record, by_image = read_coco(coco_dataset, 'val')
     for entry in record['images']:
         rng = np.random.default_rng([0, 1, entry['id']])
-        labels = digits_tool.choose_labels(entry['id'], settings, rng)
-        image, digits = digits_tool.draw_scene(labels, sources, settings, rng)
+        labels = tool.choose_labels(entry['id'], settings, rng)
+        image, digits = tool.draw_scene(labels, sources, settings, rng)
         assert (image == read_image(coco_dataset, 'val', entry)).all()
         annotations = by_image[entry['id']]
         assert len(annotations) == len(digits)

@@ -19,6 +19,7 @@ from PIL import Image
 from scripts import error_of
 
 pytest.importorskip('sklearn')
+SCENES = 'dataset_converters/digit_scenes.py'
 
 
 @pytest.fixture(scope='module')
@@ -161,9 +162,10 @@ def test_smallest_size_has_room_for_every_digit(tmp_path):
     assert len(read_boxes(out)['images']) == 30
 
 
-def test_splits_share_no_source_digit(digit_scenes):
+def test_splits_share_no_source_digit(import_tool):
     from sklearn.datasets import load_digits
 
+    digit_scenes = import_tool(SCENES)
     labels = load_digits().target
     splits = digit_scenes.split_indices(labels)
     assert not set(splits['train']) & set(splits['val'])
@@ -179,7 +181,8 @@ def test_splits_share_no_source_digit(digit_scenes):
     assert not any(image.tobytes() in pixels for image in val.images)
 
 
-def test_every_source_can_be_drawn(digit_scenes):
+def test_every_source_can_be_drawn(import_tool):
+    digit_scenes = import_tool(SCENES)
     settings = digit_scenes.Settings(digit_size=digit_scenes.MIN_DIGIT_SIZE)
     rng = np.random.default_rng(0)
     for split in digit_scenes.SPLITS:

@@ -2,7 +2,6 @@
 """points_curve.py: one checkpoint at several numbers of points."""
 
 import argparse
-import importlib
 import re
 from types import SimpleNamespace
 
@@ -14,10 +13,9 @@ TOOL = 'tools/analysis_tools/points_curve.py'
 
 
 @pytest.fixture
-def tool(root, monkeypatch):
+def tool(import_tool):
     """The tool as a module."""
-    monkeypatch.syspath_prepend(str((root / TOOL).parent))
-    return importlib.import_module('points_curve')
+    return import_tool('analysis_tools/points_curve.py')
 
 
 def test_table_and_picture(trained, small, run_here, run_tool, tmp_path):
