@@ -14,6 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleLR
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner.checkpoint import CheckpointLoader
 from safetensors.torch import save_file
 from scripts import Malicious
@@ -105,7 +106,13 @@ class Attribute:
 
 
 @pytest.mark.parametrize(
-    ('owner', 'name'), [(HistoryBuffer, '__init__'), (torch.Tensor, 'tolist')]
+    ('owner', 'name'),
+    [
+        (HistoryBuffer, '__init__'),
+        (HistoryBuffer, '_set_default_statistics'),
+        (OneCycleParamScheduler, 'load_state_dict'),
+        (torch.Tensor, 'tolist'),
+    ],
 )
 def test_no_other_attributes(owner, name, tmp_path):
     """``getattr`` is allowed for what HistoryBuffer saves of itself, and no further."""

@@ -16,6 +16,7 @@ from mmpsvit.guard import (
     CheckpointMisfitError,
     UnsafeCheckpointError,
     find_misfits,
+    shorten,
 )
 
 NUMBERS = itertools.count()
@@ -425,3 +426,8 @@ def test_counter_of_batches_may_be_missing():
     state = model.state_dict()
     del state['num_batches_tracked']
     assert find_misfits(model, state) == ({}, [])
+
+
+def test_three_texts_and_how_many_more():
+    assert shorten([*'abc']) == 'a; b; c'
+    assert shorten([*'abcde']) == 'a; b; c and 2 more'
