@@ -4,6 +4,7 @@
 import itertools
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -131,11 +132,10 @@ def cascade(head: nn.Module) -> dict:
     return two_stages(nn.ModuleList([head, nn.Identity()]))
 
 
-@pytest.mark.parametrize('kind', [one_stage, two_stages, cascade])
-def test_label_of_a_box_out_of_range(kind):
-    """In a detector, and in what MMDetection's images are made of."""
+def watch(num_classes: object, kind=one_stage) -> Callable[[object], None]:
+    """A hook's look at the batches of a model whose head has this many classes."""
     head = nn.Identity()
-    head.num_classes = 3
+    head.num_classes = num_classes
     loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=[]))
     runner = SimpleNamespace(
         model=nn.Module(), train_dataloader=None, train_loop=loop, val_loop=None
@@ -144,6 +144,13 @@ def test_label_of_a_box_out_of_range(kind):
         runner.model.add_module(name, module)
     hook = DataHook()
     hook.before_train(runner)
+    return lambda batch: hook.before_train_iter(runner, 0, batch)
+
+
+@pytest.mark.parametrize('kind', [one_stage, two_stages, cascade])
+def test_label_of_a_box_out_of_range(kind):
+    """In a detector, and in what MMDetection's images are made of."""
+    look = watch(3, kind)
 
     def see(*labels: list) -> None:
         samples = [
@@ -153,12 +160,26 @@ def test_label_of_a_box_out_of_range(kind):
             )
             for index, each in enumerate(labels)
         ]
-        hook.before_train_iter(runner, 0, dict(data_samples=samples))
+        look(dict(data_samples=samples))
 
     see([0, 2], [])
     message = r'1\.jpg has the label \[0, 3\], the model has 3 classes'
     with pytest.raises(DataError, match=message):
         see([2], [0, 3])
+
+
+def test_what_is_no_class_number():
+    """Targets of a regression, batches of another form, heads that count otherwise."""
+    seven, target = (
+        dict(data_samples=[BaseDataElement(gt_label=torch.tensor([label]))])
+        for label in (7, 7.5)
+    )
+    look = watch(3)
+    for batch in (target, [seven], dict(inputs=[])):
+        look(batch)
+    watch([3])(seven)
+    with pytest.raises(DataError):
+        look(seven)
 
 
 class OwnValLoop(BaseLoop):
