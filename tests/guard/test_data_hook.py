@@ -241,9 +241,10 @@ def test_valid_neighbours_pass_in_silence(name, train, folder):
     assert train(**VALID[name](folder)) == ''
 
 
-def test_folders_with_other_numbers(train, folder):
+@pytest.mark.parametrize('metric', ['Accuracy', 'SingleLabelMetric'])
+def test_folders_with_other_numbers(metric, train, folder):
     shutil.rmtree(folder / 'val' / 'circle')
-    remark = train()
+    remark = train(**{'val_evaluator.type': metric})
     assert 'have other numbers than those of the same names before: square; star' in (
         remark
     )

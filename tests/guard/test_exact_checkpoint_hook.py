@@ -31,6 +31,7 @@ from small_training import (
 from mmpsvit.guard import (
     CheckpointError,
     DataHook,
+    ExactCheckpointHook,
     UnsafeCheckpointError,
     adopt_seed,
     load_checkpoint,
@@ -285,6 +286,15 @@ def test_what_will_differ_is_told(changes, options, message, stopped, tmp_path):
     assert message in warnings
 
 
+def test_progress_of_a_schedule_is_none_of_its_settings(tmp_path):
+    plateau = dict(type='ReduceOnPlateauLR', monitor='mean/score', end=99)
+    options = {'param_scheduler': [plateau], 'train_cfg.max_epochs': 2}
+    make_runner(tmp_path, **options).train()
+    options['train_cfg.max_epochs'] = 3
+    make_runner(tmp_path, resume=True, **options).train()
+    assert 'does not end exactly' not in read_warnings(tmp_path)
+
+
 def test_optimizer_without_weight_decay(tmp_path):
     optimizer = dict(type='Rprop', lr=0.01, _delete_=True)
     options = {'optim_wrapper.optimizer': optimizer, 'train_cfg.max_epochs': 1}
@@ -461,3 +471,22 @@ def test_validation_that_begins_late(tmp_path):
     recorder = Recorder()
     make_runner(tmp_path, recorder=recorder, resume=True, **options).train()
     assert [*recorder.scores] == [9, 12]
+
+
+def test_validation_without_a_training(tmp_path):
+    """It has no best checkpoint to save."""
+    make_runner(tmp_path).val()
+    assert not [*tmp_path.glob('*.pth')]
+
+
+@pytest.mark.parametrize(
+    ('options', 'backend'),
+    [
+        ({}, dict(backend='mmpsvit.atomic')),
+        (dict(backend_args=dict(backend='local')), dict(backend='local')),
+        (dict(file_client_args=dict(backend='disk')), None),
+        (dict(out_dir='s3://bucket'), None),
+    ],
+)
+def test_storage_of_others_is_left_to_them(options, backend):
+    assert ExactCheckpointHook(**options).backend_args == backend
