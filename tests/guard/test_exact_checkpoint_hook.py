@@ -98,8 +98,14 @@ def test_checkpoints_in_another_folder(tmp_path):
     train('alone')
     options = {'default_hooks.checkpoint.out_dir': str(tmp_path / 'out')}
     assert train('work', 10, **options) == [3, 6, 9]
+    # Half-written by a killed process, long ago.
+    leftovers = [tmp_path / x / '.a.0123456789ab.tmp.pth' for x in ('work', 'out/work')]
+    for path in leftovers:
+        path.touch()
+        os.utime(path, (0, 0))
     # It does not begin anew.
     assert train('work', resume=True, **options) == [9, 12]
+    assert not any(path.exists() for path in leftovers)
     assert_same(read(tmp_path / 'out' / 'work'), read(tmp_path / 'alone'))
     assert not [*(tmp_path / 'work').glob('*.pth')]
 
