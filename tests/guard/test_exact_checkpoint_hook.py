@@ -29,11 +29,13 @@ from small_training import (
 )
 
 from mmpsvit.guard import (
+    AtomicBackend,
     CheckpointError,
     DataHook,
     ExactCheckpointHook,
     UnsafeCheckpointError,
     adopt_seed,
+    exact_checkpoint_hook,
     load_checkpoint,
 )
 from mmpsvit.guard.checkpoint import load_from_local
@@ -470,13 +472,33 @@ def test_run_that_resumes_adopts_the_seed(tmp_path):
     assert cfg.randomness.seed == seed + 1
 
 
-def test_validation_that_begins_late(tmp_path):
-    options = {'train_cfg.val_begin': 3}
+@pytest.mark.parametrize(
+    ('options', 'stop', 'after'),
+    [
+        (dict(val_begin=3), (7, False), [9, 12]),
+        (dict(val_interval=3), (12, True), [12]),
+        (dict(val_interval=99, dynamic_intervals=[(3, 1)]), (9, True), [9, 12]),
+    ],
+)
+def test_when_validation_is_due(options, stop, after, tmp_path):
+    """Late, at the end, at intervals that change: taken up where it was interrupted."""
+    options = {f'train_cfg.{key}': value for key, value in options.items()}
     with contextlib.suppress(Killed):
-        make_runner(tmp_path, recorder=Recorder(7), **options).train()
+        make_runner(tmp_path, recorder=Recorder(*stop), **options).train()
     recorder = Recorder()
     make_runner(tmp_path, recorder=recorder, resume=True, **options).train()
-    assert [*recorder.scores] == [9, 12]
+    assert [*recorder.scores] == after
+
+
+def test_best_checkpoint_may_be_a_folder(tmp_path):
+    """As of FSDP; it is there until it is told to go."""
+    folder = tmp_path / 'best_1'
+    folder.mkdir()
+    backend = exact_checkpoint_hook._LateRemoval(AtomicBackend(), str(tmp_path))
+    backend.rmtree(str(folder))
+    assert folder.exists()
+    backend.remove_now()
+    assert not folder.exists()
 
 
 def test_validation_without_a_training(tmp_path):
