@@ -240,7 +240,11 @@ def test_loader_of_others(by_epoch, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('changes', 'options', 'message'),
     [
-        ({}, {'randomness.seed': 1}, 'randomness.seed=0 keeps it'),
+        (
+            {},
+            {'randomness.seed': 1, 'optim_wrapper.accumulative_counts': 2},
+            'randomness.seed=0 keeps it',
+        ),
         (
             {},
             {'train_dataloader.sampler.type': 'DefaultSampler'},
@@ -292,6 +296,9 @@ def test_what_will_differ_is_told(changes, options, message, stopped, tmp_path):
     warnings = read_warnings(work_dir)
     assert 'does not end exactly as it would have without the interruption' in warnings
     assert message in warnings
+    # And nothing that does not differ.
+    assert ('accumulated' in warnings) == ('a multiple of' in message)
+    assert 'base_values' not in warnings
 
 
 def test_progress_of_a_schedule_is_none_of_its_settings(tmp_path):
