@@ -195,9 +195,10 @@ def test_persistent_workers_without_random_numbers(by_epoch, tmp_path, monkeypat
 
 
 def test_workers_that_start_anew_do_not_repeat_themselves(tmp_path):
+    """Nor are their seeds too large for NumPy."""
     recorder = Recorder()
     options = dict(num_workers=1, dataset=Draws(), recorder=recorder)
-    make_runner(tmp_path, False, **options).train()
+    make_runner(tmp_path, False, **options, **{'randomness.seed': 2**32 - 2}).train()
     assert len(set(recorder.inputs)) == len(recorder.inputs) == 4 * ITERATIONS
 
 
