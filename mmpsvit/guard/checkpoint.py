@@ -105,7 +105,7 @@ def use_safe_loading() -> None:
 def load_from_local(filename: str, map_location: str | None = None) -> dict:
     """Load a local file as MMEngine's hooks expect it: weights under ``state_dict``."""
     checkpoint = load_checkpoint(filename, map_location)
-    if checkpoint and all(isinstance(v, Tensor) for v in checkpoint.values()):
+    if all(isinstance(v, Tensor) for v in checkpoint.values()):
         return dict(state_dict=checkpoint)
     return checkpoint
 

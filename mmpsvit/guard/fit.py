@@ -64,16 +64,17 @@ def without_wrapper(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {re.sub(r'^module\.', '', key): value for key, value in state.items()}
 
 
-def raise_misfits(name: str, misfits: list[str]) -> None:
+def raise_misfits(name: str, misfits: list[str], remedy: str = '') -> None:
     """Raise a CheckpointMisfitError that shows the first of the misfits, if any.
 
     Args:
         name (str): The checkpoint.
         misfits (list[str]): Lines of :func:`find_misfits`.
+        remedy (str): What else to say. Defaults to nothing.
     """
     if misfits:
         raise CheckpointMisfitError(
-            f'checkpoint {name} does not fit the config: {shorten(misfits)}'
+            f'checkpoint {name} does not fit the config: {shorten(misfits)}{remedy}'
         )
 
 
@@ -242,7 +243,11 @@ class CheckpointFitHook(Hook):
     def before_test(self, runner: Runner) -> None:
         """Do not test initial weights."""
         self._end_watch()
-        raise_misfits(self._name, self._missing)
+        remedy = (
+            '. If the test does without them, default_hooks.checkpoint_fit.must_fit '
+            'takes the prefixes of those that it needs'
+        )
+        raise_misfits(self._name, self._missing, remedy)
 
     def before_val(self, runner: Runner) -> None:
         """Do not validate initial weights, unless they are trained."""
