@@ -2,7 +2,6 @@
 """Checkpoints from which a training continues as if nothing had happened."""
 
 import os.path as osp
-import pickle
 from collections.abc import Iterator, Mapping
 from io import BytesIO
 
@@ -220,7 +219,7 @@ def _try_loading(runner: Runner, checkpoint: dict) -> None:
     file.seek(0)
     try:
         load_weights(file, 'cpu')
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # whatever it is, it would also come later
         runner.logger.warning(
             f'Safe loading will refuse the checkpoints of this training ({error}): '
             "use plain values in the data set's metainfo, and in what hooks log"
