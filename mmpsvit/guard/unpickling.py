@@ -92,6 +92,14 @@ def _restricted_pickle(allowed: Sequence[Allowed]) -> SimpleNamespace:
         else:
             known[f'{entry.__module__}.{entry.__qualname__}'] = entry
 
+    def plain_dtype(*args) -> np.dtype:
+        # Of Python objects, a file could write the addresses.
+        if type(dtype := np.dtype(*args)) not in allowed:
+            raise pickle.UnpicklingError(f'the dtype {dtype} is not allowed')
+        return dtype
+
+    known['numpy.dtype'] = plain_dtype
+
     # The one in Python, since only there one can see whose state a file sets.
     class Unpickler(pickle._Unpickler):
         dispatch = pickle._Unpickler.dispatch.copy()

@@ -152,6 +152,16 @@ def save_crafted(file: Path, *parts: object) -> None:
 
 
 @pytest.mark.parametrize('release', ['2.1', torch.__version__])
+def test_no_arrays_of_objects(release, tmp_path, monkeypatch):
+    """With a state of its own, their dtype takes bytes for addresses."""
+    torch.save(dict(extra=np.array(['a'], dtype=object)), tmp_path / 'bad.pth')
+    monkeypatch.setattr(torch, '__version__', release)
+    with pytest.raises(UnsafeCheckpointError, match=r'bad\.pth is refused') as caught:
+        load_checkpoint(tmp_path / 'bad.pth')
+    assert 'torch.save' not in str(caught.value)
+
+
+@pytest.mark.parametrize('release', ['2.1', torch.__version__])
 @pytest.mark.parametrize(
     'parts',
     [(0, 7.0, pickle.SETITEM), (pickle.MARK, 0, 7.0, pickle.SETITEMS)],

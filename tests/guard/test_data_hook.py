@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
-from mmengine.registry import LOOPS
+from mmengine.registry import LOOPS, MODELS
 from mmengine.runner import BaseLoop, Runner
 from mmengine.structures import BaseDataElement, InstanceData
 from small import small_arch
@@ -106,6 +106,7 @@ def test_label_out_of_range(label, train, folder):
         train(lines(folder, 0, label))
 
 
+@MODELS.register_module()
 class LossOfLabelled(nn.Module):
     """As semi-supervised trainings have it."""
 
@@ -114,7 +115,7 @@ class LossOfLabelled(nn.Module):
 
 
 def test_unlabelled_images(train, folder):
-    loss = dict(_delete_=True, type=LossOfLabelled)
+    loss = dict(_delete_=True, type='mmengine.LossOfLabelled')
     changes = {'model.head.loss': loss, 'train_cfg.max_iters': 2}
     told = train(lines(folder, 0, -1), **changes)
     assert told.count('has the label [-1], the model has 3 classes') == 1

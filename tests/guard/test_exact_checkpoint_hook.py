@@ -337,9 +337,8 @@ def test_checkpoints_that_nobody_could_load_are_told(tmp_path):
     make_runner(tmp_path, dataset=dataset, **{'train_cfg.max_epochs': 2}).train()
     warnings = read_warnings(tmp_path)
     assert warnings.count('will refuse the checkpoints of this training') == 1
-    with pytest.raises(UnsafeCheckpointError) as caught:
+    with pytest.raises(UnsafeCheckpointError):
         load_checkpoint(tmp_path / 'epoch_2.pth')
-    assert 'torch.save' not in str(caught.value)
 
 
 def test_lost_average_is_told(stopped, tmp_path):

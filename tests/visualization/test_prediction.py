@@ -11,6 +11,7 @@ from mmpretrain.datasets import CIFAR10
 from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample, MultiTaskDataSample
 from small_network import ARCH, small_config, small_model
+from stack import needs_new_torch
 
 from mmpsvit import PSViT
 from mmpsvit.guard import CheckpointMisfitError
@@ -134,6 +135,10 @@ def test_inputs_that_are_not_pixels():
     image = to_image(normalised, (0, 1, 2))
     assert image[0, 0, 0] == 0 and image[1, 1, 2] == 255
     assert (to_image(torch.full((3, 2, 2), 7.4), (0, 1, 2)) == 7).all()
+
+
+@needs_new_torch  # which has this dtype
+def test_inputs_of_16_bits():
     deep = torch.tensor([[[0, 257, 65535]]]).to(torch.uint16)
     assert to_image(deep, (0,))[0, :, 0].tolist() == [0, 1, 255]
 
