@@ -204,7 +204,7 @@ def set_dataloader_defaults(
     kind, scopes = model.get('type'), [cfg.get('default_scope')]
     if isinstance(kind, type):  # in a lazy config
         scopes += [base.__module__.partition('.')[0] for base in kind.__mro__]
-    elif kind and '.' in kind:
+    elif isinstance(kind, str) and '.' in kind:
         scopes = [kind.partition('.')[0]]
     stacks = 'mmpretrain' in scopes or type_name(model) == 'ImageClassifier'
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):

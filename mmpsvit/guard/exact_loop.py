@@ -2,6 +2,7 @@
 """A training by iterations whose data workers do not notice an interruption."""
 
 import itertools
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 
@@ -64,6 +65,8 @@ class _Batches:
         self._init_worker = self._loader.worker_init_fn
         self._skips = skips
         self._unused: int | None = None
+        # The images whose batches were not given yet.
+        self._ahead: Iterator[int] | None = None
         self._batches: Iterator | None = None
 
     def restart(self) -> None:
@@ -81,13 +84,18 @@ class _Batches:
             return None
         if self._batches is None:
             self._start()
-        return next(self._batches)
+        batch = next(self._batches)
+        deque(itertools.islice(self._ahead, self._loader.batch_size), maxlen=0)
+        return batch
 
     def _start(self) -> None:
         sampler, iteration = self._loader.sampler, self._loop.iter
-        # Anew: the loader has taken images whose batches it did not give.
-        start = iteration * self._loader.batch_size
-        sampler.indices = itertools.islice(sampler._indices_of_rank(), start, None)
+        if self._ahead is None:
+            start = iteration * self._loader.batch_size
+            # From the first on: older loops have taken from the sampler already.
+            self._ahead = itertools.islice(sampler._indices_of_rank(), start, None)
+        # The loader takes images long before it gives their batches.
+        sampler.indices, self._ahead = itertools.tee(self._ahead)
         seed = getattr(self._init_worker, 'keywords', {}).get('seed')
         if seed is not None:
             # Else the workers would draw the same numbers after each checkpoint.

@@ -120,6 +120,7 @@ def test_data_loaders_of_a_training(
         (dict(model=dict(type='ImageClassifier')), True),
         (dict(model=dict(type=MAE)), True),
         (dict(model=dict(type=BaseModel)), False),
+        (dict(model=dict(type=small_arch)), False),  # a function may make one
         (dict(default_scope='mmpretrain', model=dict(type=BaseModel)), True),
         (dict(model=dict(type='TTA', module=dict(type='ImageClassifier'))), True),
         (dict(default_scope='mmdet', model=dict(type='RetinaNet')), False),

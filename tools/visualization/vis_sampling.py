@@ -13,13 +13,13 @@ import mmpsvit  # noqa: F401  First: it says what to install if something is mis
 # isort: on
 
 import argparse
+import glob
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from matplotlib.backend_bases import FigureCanvasBase
 from mmengine.config import Config
-from mmengine.fileio import list_dir_or_file
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from mmengine.runner import CheckpointLoader
@@ -89,13 +89,12 @@ def list_images(path: Path, count: int) -> list[Path]:
     """The image itself, or images of a folder, evenly spread over the sorted ones."""
     if path.is_file():
         return [path]
-    # As data sets do, through links to folders as well.
+    # Through links to folders, as data sets do, and without what is hidden, such as
+    # .ipynb_checkpoints and what macOS leaves beside files.
     found = sorted(
         path / name
-        for name in map(Path, list_dir_or_file(path, list_dir=False, recursive=True))
-        if name.suffix.lower() in IMAGE_SUFFIXES
-        # Such as .ipynb_checkpoints, and what macOS leaves beside files.
-        and not any(part.startswith('.') for part in name.parts)
+        for name in glob.iglob('**', root_dir=path, recursive=True)
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES
     )
     if not found:
         raise InputError(f'argument images: no images below {path}')
