@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import coordinates, sample_reference
 from stack import skip_without_autocast
+from torch.autograd import gradcheck
 
 from mmpsvit.ops import KERNELS, SampledMap, channels_last, sample_points
 
@@ -92,6 +93,15 @@ def test_corners_and_integers(device):
     torch.testing.assert_close(out.flatten(), expected)
     edges = torch.tensor([[[-1.0, 0], [4, 0], [0, -1], [0, 3], [-1, -1], [4, 3]]])
     assert sample_points(feat, edges.to(device)).abs().max() == 0
+
+
+@pytest.mark.parametrize('kind', ['inside', 'border', 'anywhere'])
+def test_gradcheck(device, kind):
+    generator = torch.Generator().manual_seed(0)
+    feat = torch.randn(2, 2, 3, 4, dtype=torch.float64, generator=generator)
+    feat = feat.to(device).requires_grad_()
+    points = torch.from_numpy(make_points(kind, 2, 6, 3, 4)).to(device).requires_grad_()
+    assert gradcheck(sample_points, (feat, points))
 
 
 @repeatable

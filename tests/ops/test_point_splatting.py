@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import coordinates, splat_reference
+from torch.autograd import gradcheck
 
 from mmpsvit.ops import sample_points, splat_points
 
@@ -73,6 +74,32 @@ def test_adjoint_of_sampling(
         strict=True,
     ):
         torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize('place', ['anywhere', 'border'])
+def test_gradients(device, place):
+    tokens, points = make(device=device)
+    if place == 'border':
+        # In the strips (-1, 0) and (width - 1, width), (height - 1, height)
+        extent = points.new_tensor([6, 4])
+        points = points.frac().abs().clamp(0.05, 0.95)
+        points[:, ::2] -= 1
+        points[:, 1::2] += extent - 1
+    tokens.requires_grad_()
+    points.requires_grad_()
+    assert gradcheck(lambda t, p: splat_points(t, p, (4, 6)), (tokens, points))
+
+
+@pytest.mark.parametrize(('batch', 'count'), [(0, 3), (2, 0), (0, 0)])
+def test_nothing_to_splat(device, batch, count):
+    tokens, points = make(batch, count, device=device)
+    tokens.requires_grad_()
+    points.requires_grad_()
+    out = splat_points(tokens, points, (4, 6))
+    assert torch.equal(out, tokens.new_zeros(batch, 3, 4, 6))
+    out.sum().backward()
+    assert tokens.grad.shape == tokens.shape
+    assert points.grad.shape == points.shape
 
 
 def test_shape_on_meta():
